@@ -1,0 +1,105 @@
+"""The outermost ASGI app: /shadow to our routes, everything else to vLLM's app, unmodified.
+
+It reads a request's facts on the way in and offers its exchanges when the last byte was sent. It never answers
+a request to vLLM's routes, never changes one, and never fails one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from understudy.api.context import RequestContext, current
+from understudy.lane.guard import Guard
+from understudy.types import NO_TAGS, RequestFacts
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+MAX_TAGS_BYTES = 4096
+
+
+class Front:
+    """Args: the two apps, the lane's offer, its guard, and whether bodies are needed to render requests again."""
+
+    def __init__(
+        self, vllm_app: App, shadow_app: App, offer: Callable[[Any], None], guard: Guard, *, keep_bodies: bool
+    ) -> None:
+        self._vllm_app = vllm_app
+        self._shadow_app = shadow_app
+        self._offer = offer
+        self._guard = guard
+        self._keep_bodies = keep_bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._vllm_app(scope, receive, send)
+        elif scope["path"] == "/shadow" or scope["path"].startswith("/shadow/"):
+            await self._shadow_app(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = RequestContext(RequestFacts(endpoint=scope["path"]))
+        with self._guard("request facts"):
+            context.facts = read_facts(scope["path"], scope["headers"])
+        if self._keep_bodies and not context.facts.shadow_off:
+            receive = remembering(receive, context)
+        token = current.set(context)
+        try:
+            await self._vllm_app(scope, receive, send)
+        finally:
+            current.reset(token)
+            context.open = False
+            for witness in context.answered:
+                self._offer(witness)
+
+
+def remembering(receive: Receive, context: RequestContext) -> Receive:
+    """Keep references to the body's chunks as they pass."""
+
+    async def remember() -> MutableMapping[str, Any]:
+        message = await receive()
+        if message["type"] == "http.request" and message.get("body"):
+            context.body.append(message["body"])
+        return message
+
+    return remember
+
+
+def read_facts(path: str, headers: list[tuple[bytes, bytes]]) -> RequestFacts:
+    """The facts that the headers hold.
+
+    Raises:
+        ValueError: the tags are not a JSON object of at most 4096 bytes; the request goes on without them.
+    """
+    known = {name: value for name, value in headers if name.startswith(b"x-")}
+    facts = RequestFacts(
+        endpoint=path,
+        client_request_id=_text(known.get(b"x-request-id")),
+        shadow_off=known.get(b"x-understudy-shadow", b"").strip().lower() == b"off",
+        tags=NO_TAGS,
+    )
+    raw_tags = known.get(b"x-understudy-tags")
+    return facts if raw_tags is None else _with_tags(facts, raw_tags)
+
+
+def _with_tags(facts: RequestFacts, raw: bytes) -> RequestFacts:
+    if len(raw) > MAX_TAGS_BYTES:
+        raise ValueError(f"x-understudy-tags has {len(raw)} bytes, at most {MAX_TAGS_BYTES} are taken")
+    tags: Mapping[str, Any] = json.loads(raw)
+    if not isinstance(tags, dict):
+        raise ValueError("x-understudy-tags must be a JSON object")
+    return RequestFacts(
+        endpoint=facts.endpoint,
+        client_request_id=facts.client_request_id,
+        shadow_off=facts.shadow_off,
+        tags={str(name): str(value) for name, value in tags.items()},
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

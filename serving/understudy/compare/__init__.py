@@ -1,0 +1,21 @@
+"""Comparators: two observations in, numbers out. The table below is all of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from understudy.types import Comparison, Observation
+
+COMPARATORS = {
+    "exact": "understudy.compare.exact",
+    "agreement": "understudy.compare.agreement",
+    "likelihood": "understudy.compare.likelihood",
+}
+
+
+def compare(champion: Observation, challenger: Observation) -> Comparison:
+    """Every comparator's numbers on one pair of observations."""
+    values: dict[str, float] = {}
+    for module in COMPARATORS.values():
+        values |= import_module(module).compare(champion, challenger)
+    return Comparison(values)

@@ -1,0 +1,215 @@
+"""One frozen configuration tree, parsed once at the edge.
+
+Every dataclass field is an option; its metadata holds the rule in words and as a check. An unknown key is an
+error that names it and the nearest known one; a bad value is an error that names the key, the value and the rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from understudy.errors import ConfigError
+from understudy.judge.gates import Gate
+
+Section = TypeVar("Section")
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def option(default: Any, rule: str, check: Callable[[Any], bool]) -> Any:
+    """A field with its rule; the rule's words are part of the error message."""
+    return field(default=default, metadata={"rule": rule, "check": check})
+
+
+def _positive(default: float | None, rule: str = "a number above 0") -> Any:
+    return option(default, rule, lambda value: value is None or value > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model. ``engine_args`` go to vLLM as they are; ``devices`` are GPU indices, for ``dedicated``."""
+
+    model: str
+    name: str = ""
+    lora: str | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the lane may take."""
+
+    max_pending: int = _positive(1024, "a whole number above 0: exchanges that wait for one challenger")
+    max_concurrency: int = _positive(4, "a whole number above 0: exchanges that one challenger works on at a time")
+    deadline_s: float = _positive(120.0, "seconds above 0, from the end of the answer to the end of the shadow work")
+    max_tokens_per_s: float | None = _positive(None, "tokens per second above 0, read and generated, or null")
+    yield_above: int = _positive(32, "a whole number above 0: no shadow work starts while the champion has more")
+    breaker_faults: int = _positive(5, "a whole number above 0: faults in a row that open the breaker")
+    breaker_cooldown_s: float = _positive(30.0, "seconds above 0 before an open breaker lets one exchange through")
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSpec:
+    """What is shadowed and how."""
+
+    sample: float = option(1.0, "a fraction from 0 to 1", lambda value: 0.0 <= value <= 1.0)
+    score: bool = True
+    generate: bool = True
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSpec:
+    """Where the record is kept: a folder on a local disk."""
+
+    url: str = option("understudy-data", "a folder, or file:///folder", lambda value: "://" not in value or value.startswith("file:///"))
+
+    @property
+    def folder(self) -> Path:
+        """The folder as a path."""
+        return Path(self.url.removeprefix("file://"))
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Keys. ``shadow_key`` guards /shadow; it is required where the server listens beyond this machine."""
+
+    api_key: str | None = None
+    shadow_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration. ``server`` holds options of vLLM's API server, such as tool_call_parser."""
+
+    champion: ModelSpec
+    challengers: tuple[ModelSpec, ...] = ()
+    placement: Literal["shared", "dedicated"] = "shared"
+    server: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    shadow: ShadowSpec = ShadowSpec()
+    record: RecordSpec = RecordSpec()
+    gates: tuple[Gate, ...] = ()
+    auth: Auth = Auth()
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """The configuration from what YAML gives.
+
+    Raises:
+        ConfigError: naming the key, the value and the rule that was broken.
+    """
+    raw = dict(raw)
+    if "challenger" in raw:
+        if "challengers" in raw:
+            raise ConfigError("challenger: give either 'challenger' or 'challengers', not both")
+        raw["challengers"] = [raw.pop("challenger")]
+    config = _section(Config, raw, "")
+    named = _with_names(config)
+    names = [model.name for model in (named.champion, *named.challengers)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"name: {twice[0]!r} is given to two models; every model needs a name of its own")
+    return named
+
+
+def load(path: str | Path) -> Config:
+    """The configuration from a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a configuration.
+    """
+    return parse(read_yaml(path))
+
+
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """A YAML mapping from a file. Raises ConfigError."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be read: {fault.strerror}") from fault
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{path}: is not YAML: {fault}") from fault
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, this is {type(raw).__name__}")
+    return raw
+
+
+def unknown_key(path: str, key: str, known: Sequence[str]) -> ConfigError:
+    """The error for a key nobody knows, with the nearest one that somebody does."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    return ConfigError(f"{path}{key}: unknown key; {hint}")
+
+
+def _with_names(config: Config) -> Config:
+    champion = config.champion
+    if not champion.name:
+        champion = dataclasses.replace(champion, name=champion.model)
+    challengers = tuple(
+        challenger if challenger.name else dataclasses.replace(challenger, name=_default_name(challenger, index))
+        for index, challenger in enumerate(config.challengers, 1)
+    )
+    return dataclasses.replace(config, champion=champion, challengers=challengers)
+
+
+def _default_name(challenger: ModelSpec, index: int) -> str:
+    return Path(challenger.lora or challenger.model).name or f"challenger-{index}"
+
+
+def _section(kind: type[Section], raw: Any, path: str) -> Section:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path.rstrip('.') or 'configuration'}: {raw!r} must be a mapping of keys")
+    hints = typing.get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            raise unknown_key(path, str(key), list(fields))
+    values = {key: _value(hints[key], value, f"{path}{key}") for key, value in raw.items()}
+    for name, each in fields.items():
+        if name not in values and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path}{name}: is required")
+        check = each.metadata.get("check")
+        if name in values and check is not None and not check(values[name]):
+            raise ConfigError(f"{path}{name}: {values[name]!r} must be {each.metadata['rule']}")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _section(hint, value if value is not None else {}, path + ".")  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}: {value!r} must be a list")
+        return tuple(_value(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path}: {value!r} must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(each for each in arguments if each is not type(None)), value, path)
+    if origin is not None:  # Mapping[str, Any]: passed on as it is
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: {value!r} must be a mapping of keys")
+        return types.MappingProxyType(dict(value))
+    return _scalar(hint, value, path)
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise ConfigError(f"{path}: {value!r} must be {words.get(hint, hint.__name__)}")
+    return value

@@ -1,0 +1,141 @@
+"""Train a small Llama to answer tickets: loss on the answer only, on the CPU, in seconds.
+
+What it is not: a training framework. It knows one task, keeps everything in memory and never resumes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from understudy.demo.tickets import Ticket
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One ticket as token ids: the rendered prompt, then the answer up to and including the end token."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How to train: one pass over the examples, learning rate warmed up and then decayed to zero (cosine)."""
+
+    learning_rate: float
+    batch_size: int = 48
+    warmup_fraction: float = 0.08
+    weight_decay: float = 0.02
+    max_gradient_norm: float = 1.0
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Return the learning rate for one step (0-based)."""
+        num_warmup = max(1, int(self.warmup_fraction * num_steps))
+        if step < num_warmup:
+            return self.learning_rate * (step + 1) / num_warmup
+        done = (step - num_warmup) / max(1, num_steps - num_warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def chat_messages(ticket: Ticket) -> list[dict[str, str]]:
+    """Return the conversation a client sends for this ticket."""
+    return [{"role": "user", "content": ticket.text}]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, tickets: Sequence[Ticket]) -> list[Example]:
+    """Tokenize tickets exactly as the chat template does, in two batched calls."""
+    rendered = [
+        tokenizer.apply_chat_template(chat_messages(ticket), tokenize=False, add_generation_prompt=True)
+        for ticket in tickets[:1]
+    ]
+    before, after = str(rendered[0]).split(tickets[0].text)
+    prompts = tokenizer([before + ticket.text + after for ticket in tickets])["input_ids"]
+    answers = tokenizer([f"{ticket.reply}{tokenizer.eos_token}" for ticket in tickets])["input_ids"]
+    return [Example(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def fit(
+    model: nn.Module,
+    llama: LlamaForCausalLM,
+    examples: Sequence[Example],
+    schedule: Schedule,
+    *,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Train the parameters of `model` that require gradients; `llama` is the Llama inside it (or itself)."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
+    )
+    batches = list(_batches(examples, schedule.batch_size, seed))
+    model.train()
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step, len(batches))
+        loss = _loss(llama, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 49 or step + 1 == len(batches):
+            progress(f"step {step + 1}/{len(batches)}, loss {loss.item():.3f}")
+    model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """token_ids [batch, length], right-padded; answer_at [num_answer_tokens] indexes the flattened positions
+    whose next token is targets [num_answer_tokens]."""
+
+    token_ids: Tensor
+    answer_at: Tensor
+    targets: Tensor
+
+
+def _batches(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[Batch]:
+    """Yield every example once, shuffled, examples of similar length together."""
+    rng = random.Random(seed)
+    shuffled = rng.sample(examples, len(examples))
+    window = batch_size * 16
+    batches: list[list[Example]] = []
+    for start in range(0, len(shuffled), window):
+        by_length = sorted(shuffled[start : start + window], key=lambda e: len(e.prompt) + len(e.answer))
+        cut = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+        batches.extend(rng.sample(cut, len(cut)))
+    return (_collate(batch) for batch in batches)
+
+
+def _collate(examples: Sequence[Example]) -> Batch:
+    rows = [example.prompt + example.answer[:-1] for example in examples]  # the end token is only a target
+    length = max(map(len, rows))
+    token_ids = torch.tensor([row + (0,) * (length - len(row)) for row in rows])
+    answer_at = [
+        row * length + len(example.prompt) - 1 + i
+        for row, example in enumerate(examples)
+        for i in range(len(example.answer))
+    ]
+    targets = [token for example in examples for token in example.answer]
+    return Batch(token_ids, torch.tensor(answer_at), torch.tensor(targets))
+
+
+def _loss(llama: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Mean cross-entropy over answer tokens; no mask is needed: padding is on the right, attention is causal.
+
+    bf16 matrix products halve the step; PyTorch's fused attention is slower than plain matrix products at this
+    size (its bf16 backward alone took 37% of a step).
+    """
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        hidden = llama.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        logits = llama.lm_head(hidden[batch.answer_at])  # [num_answer_tokens, vocab_size]
+    return nn.functional.cross_entropy(logits.float(), batch.targets)

@@ -1,0 +1,188 @@
+"""Which engine process holds which core, and what every core gets by default.
+
+    shared      one engine process with all cores on one device; one driver steps them
+    dedicated   one engine process a model, each with its own devices
+
+Both give the API process the same thing: Engines, with vLLM's AsyncLLM for the champion and an Engine for each
+challenger. One that does not come up is an Engine that is not ready and says why; only the champion must come up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.config import Config, ModelSpec
+from understudy.engines.base import Engine
+from understudy.engines.fake import AbsentEngine
+from understudy.engines.processes import CoreSpec, EngineProcess, socket_folder
+from understudy.errors import ConfigError, EngineError, EngineStartError
+
+GIB = 2**30
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
+CHAMPION_KV_CPU_BYTES = 2 * GIB
+CHALLENGER_KV_CPU_BYTES = 1 * GIB
+# A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
+CHALLENGER_STEP = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
+
+
+@dataclass
+class Engines:
+    """Everything that runs a model. ``champion`` is vLLM's AsyncLLM; it is the only one that must be alive."""
+
+    champion: Any
+    challengers: Sequence[Engine]
+    processes: Sequence[EngineProcess]
+    folder: str
+    champion_dead: asyncio.Event
+
+    async def close(self) -> None:
+        """End every process and remove the sockets. Idempotent."""
+        for challenger in self.challengers:
+            await challenger.close()
+        if self.champion is not None:
+            self.champion.shutdown()
+        await asyncio.gather(*(process.close() for process in self.processes))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def group_shared(specs: Sequence[CoreSpec], models: Sequence[ModelSpec]) -> list[list[int]]:
+    """One group with every core."""
+    del models
+    return [list(range(len(specs)))]
+
+
+def group_dedicated(specs: Sequence[CoreSpec], models: Sequence[ModelSpec]) -> list[list[int]]:
+    """One group a model; on a GPU machine each must say its devices, and none may be named twice."""
+    named = [device for model in models for device in model.devices]
+    if gpu_present():
+        if any(not model.devices for model in models):
+            raise ConfigError("devices: placement 'dedicated' needs the devices of every model, such as [0]")
+        if len(set(named)) != len(named):
+            raise ConfigError(f"devices: {named} names a device twice; dedicated models share none")
+    return [[index] for index in range(len(specs))]
+
+
+PLACEMENTS: Mapping[str, Callable[[Sequence[CoreSpec], Sequence[ModelSpec]], list[list[int]]]] = {
+    "shared": group_shared,
+    "dedicated": group_dedicated,
+}
+
+
+def gpu_present() -> bool:
+    """Whether this machine shows an NVIDIA device. Asks the kernel, not CUDA: nothing is initialised here."""
+    return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/gpus").exists()
+
+
+def engine_args(model: ModelSpec, *, champion: bool) -> dict[str, Any]:
+    """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are."""
+    ours: dict[str, Any] = {"model": model.model, "enable_prefix_caching": True}
+    if not gpu_present():
+        ours["kv_cache_memory_bytes"] = CHAMPION_KV_CPU_BYTES if champion else CHALLENGER_KV_CPU_BYTES
+        ours["distributed_executor_backend"] = "uni"
+    elif "kv_cache_memory_bytes" not in model.engine_args:
+        raise ConfigError(
+            f"{model.name}.engine_args.kv_cache_memory_bytes: must be set on a GPU; what is free now is no plan"
+        )
+    if not champion:
+        ours |= CHALLENGER_STEP | {"disable_log_stats": True}
+    if model.lora is not None:
+        ours |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(model.lora)}
+    return ours | dict(model.engine_args)
+
+
+def lora_rank(adapter: str) -> int:
+    """The smallest max_lora_rank that vLLM accepts for a PEFT adapter.
+
+    Raises:
+        ConfigError: there is no adapter_config.json, or its rank is more than vLLM accepts.
+    """
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file():
+        raise ConfigError(f"lora: {adapter!r} is not a PEFT adapter (no adapter_config.json in it)")
+    rank = int(json.loads(path.read_text())["r"])
+    fitting = [known for known in LORA_RANKS if known >= rank]
+    if not fitting:
+        raise ConfigError(f"lora: {adapter!r} has rank {rank}; vLLM accepts at most {LORA_RANKS[-1]}")
+    return fitting[0]
+
+
+def environment(devices: Sequence[int]) -> dict[str, str]:
+    """The environment of an engine process.
+
+    One OpenMP thread less than cores: with as many threads as cores, steps of 15 ms become 100 ms as soon as
+    the API process is busy, because OpenMP's threads spin at barriers. The user's own OMP_NUM_THREADS wins.
+    """
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if gpu_present():
+        if devices:
+            settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        return settings
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    return settings | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": threads,
+        # The CPU backend saves an ahead-of-time artifact at each start and cannot load it at the next
+        # ("'function' object has no attribute 'finalize_loading'"): compile without it.
+        "VLLM_USE_AOT_COMPILE": os.environ.get("VLLM_USE_AOT_COMPILE", "0"),
+    }
+
+
+async def start(config: Config) -> Engines:
+    """Start the engines of ``config`` and wait until each is up or has failed.
+
+    Raises:
+        ConfigError: the placement cannot be had.
+        EngineStartError: the champion did not come up.
+    """
+    models = [config.champion, *config.challengers]
+    folder = socket_folder()
+    args = [engine_args(model, champion=index == 0) for index, model in enumerate(models)]
+    specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
+    groups = PLACEMENTS[config.placement](specs, models)
+    engines = Engines(None, [], [], folder, asyncio.Event())
+    deaths: dict[str, Callable[[str], None]] = {}
+    engines.processes = [
+        EngineProcess.start(
+            [specs[index] for index in group],
+            has_champion=group[0] == 0,
+            environment=environment(models[group[0]].devices),
+            on_dead=lambda name, why: deaths[name](why) if name in deaths else None,
+        )
+        for group in groups
+    ]
+    home = {index: process for group, process in zip(groups, engines.processes, strict=True) for index in group}
+    try:
+        from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
+
+        engines.champion = await vllm_engine.connect_champion(specs[0], home[0], engines.champion_dead, deaths)
+        engines.challengers = [
+            await connect_challenger(models[index], specs[index], home[index], engines, deaths)
+            for index in range(1, len(models))
+        ]
+    except BaseException:
+        await engines.close()
+        raise
+    return engines
+
+
+async def connect_challenger(
+    model: ModelSpec,
+    spec: CoreSpec,
+    process: EngineProcess,
+    engines: Engines,
+    deaths: dict[str, Callable[[str], None]],
+) -> Engine:
+    """The challenger's Engine, or one that is not ready and says why: the champion serves all the same."""
+    from understudy.engines import vllm_engine
+
+    try:
+        return await vllm_engine.connect_challenger(model, spec, process, engines.champion, deaths)
+    except (EngineError, EngineStartError, ConfigError, ValueError, OSError) as fault:
+        return AbsentEngine(model.name, f"{type(fault).__name__}: {fault}")

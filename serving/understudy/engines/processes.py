@@ -1,0 +1,147 @@
+"""The API process's end of an engine process: start it, hear its events, know when it is gone, end it.
+
+Imports neither vllm nor torch, so that the engine process loads while the API process still imports them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import EngineStartError
+
+STOP_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSpec:
+    """One core of an engine process. The addresses are where its AsyncLLM binds."""
+
+    name: str
+    engine_args: Mapping[str, Any]
+    input_address: str
+    output_address: str
+
+    @staticmethod
+    def at(folder: str, name: str, index: int, engine_args: Mapping[str, Any]) -> CoreSpec:
+        """Sockets in ``folder``; the index and not the name, because a socket path has 107 bytes."""
+        return CoreSpec(name, engine_args, f"ipc://{folder}/{index}.in", f"ipc://{folder}/{index}.out")
+
+
+@dataclass
+class EngineProcess:
+    """One running engine process. All methods belong to the event loop that started it."""
+
+    specs: Sequence[CoreSpec]
+    on_dead: Callable[[str, str], None]
+    """Called with (core name, why) when a core that was ready is gone."""
+    _process: subprocess.Popen[bytes] = field(init=False)
+    _ready: dict[str, asyncio.Future[float]] = field(init=False)
+    _closing: bool = field(default=False, init=False)
+
+    @staticmethod
+    def start(
+        specs: Sequence[CoreSpec],
+        *,
+        has_champion: bool,
+        environment: Mapping[str, str],
+        on_dead: Callable[[str, str], None],
+    ) -> EngineProcess:
+        """Start the process; returns at once.
+
+        Args:
+            specs: the cores, the champion first if ``has_champion``.
+            environment: added to this process's own.
+        """
+        self = EngineProcess(specs, on_dead)
+        loop = asyncio.get_running_loop()
+        self._ready = {spec.name: loop.create_future() for spec in specs}
+        read_fd, write_fd = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "understudy.engines.host"],
+            stdin=subprocess.PIPE,
+            pass_fds=(write_fd,),
+            env={**os.environ, **environment},
+        )
+        os.close(write_fd)
+        plan = {"cores": [asdict(spec) for spec in specs], "has_champion": has_champion, "events_fd": write_fd}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(plan).encode() + b"\n")
+        self._process.stdin.flush()
+        threading.Thread(target=self._listen, args=(read_fd, loop), daemon=True, name="engine-events").start()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The engine process's id."""
+        return self._process.pid
+
+    async def ready(self, name: str) -> float:
+        """Seconds the core took to load.
+
+        Raises:
+            EngineStartError: it did not load, or the process ended first.
+        """
+        return await asyncio.shield(self._ready[name])
+
+    async def close(self) -> None:
+        """End the process: first by closing its stdin, then by force. Idempotent."""
+        self._closing = True
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def _listen(self, read_fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        with os.fdopen(read_fd) as events:
+            for line in events:
+                loop.call_soon_threadsafe(self._heard, json.loads(line))
+        code = self._process.wait()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._ended, code)
+
+    def _heard(self, event: dict[str, Any]) -> None:
+        name, future = event["core"], self._ready[event["core"]]
+        match event["event"]:
+            case "ready":
+                future.set_result(event["load_s"])
+            case "failed":
+                future.set_exception(EngineStartError(event["error"]))
+                future.exception()  # heard: nobody may be waiting for a challenger yet
+            case "dead":
+                self.on_dead(name, event["error"])
+
+    def _ended(self, code: int) -> None:
+        why = f"the engine process ended with {describe_exit(code)}"
+        for name, future in self._ready.items():
+            if not future.done():
+                future.set_exception(EngineStartError(why))
+                future.exception()
+            elif not future.cancelled() and future.exception() is None and not self._closing:
+                self.on_dead(name, why)
+
+
+def describe_exit(code: int) -> str:
+    """``signal SIGKILL`` or ``exit code 1``."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def socket_folder() -> str:
+    """A private folder for sockets; the owner removes it."""
+    return str(Path(tempfile.mkdtemp(prefix="understudy-")))

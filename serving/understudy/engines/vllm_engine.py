@@ -1,0 +1,278 @@
+"""A challenger on vLLM: an Engine over AsyncLLM, and how both roles connect to their cores.
+
+The only file, with host.py and fork.py, that knows vLLM's types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor import Executor
+
+from understudy.config import ModelSpec
+from understudy.engines.base import Health, ShadowRequest
+from understudy.engines.processes import CoreSpec, EngineProcess
+from understudy.engines.render import messages_of, text_of
+from understudy.errors import EngineDead, EngineError, Unsupported
+from understudy.types import Answer, Exchange, Observation, Score, Timings
+
+BUSY_TIMEOUT_S = 2.0
+
+
+def connect(spec: CoreSpec) -> AsyncLLM:
+    """An AsyncLLM on a core that is ready. Its constructor blocks until the core answers, which it already has."""
+    args = AsyncEngineArgs(**dict(spec.engine_args))
+    config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    return AsyncLLM(
+        config,
+        Executor.get_class(config),
+        log_stats=not args.disable_log_stats,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        log_requests=args.enable_log_requests,
+        client_addresses={"input_address": spec.input_address, "output_address": spec.output_address},
+    )
+
+
+def declare_dead(llm: AsyncLLM) -> None:
+    """Fail everything in flight and everything to come: what vLLM does when it sees its own engine process end."""
+    client = llm.engine_core
+    client.resources.engine_dead = True
+    client.outputs_queue.put_nowait(EngineDeadError())
+
+
+async def connect_champion(
+    spec: CoreSpec, process: EngineProcess, dead: asyncio.Event, deaths: dict[str, Callable[[str], None]]
+) -> AsyncLLM:
+    """The champion's AsyncLLM; ``dead`` is set when its core is gone.
+
+    Raises:
+        EngineStartError: the core did not come up.
+    """
+    await process.ready(spec.name)
+    llm = connect(spec)
+
+    def died(_why: str) -> None:
+        dead.set()
+        declare_dead(llm)
+
+    deaths[spec.name] = died
+    return llm
+
+
+async def connect_challenger(
+    model: ModelSpec,
+    spec: CoreSpec,
+    process: EngineProcess,
+    champion: AsyncLLM,
+    deaths: dict[str, Callable[[str], None]],
+) -> VllmEngine:
+    """A challenger that is up and warm.
+
+    Raises:
+        EngineStartError: the core did not come up.
+    """
+    load_s = await process.ready(spec.name)
+    engine = VllmEngine(model, connect(spec), champion, load_s)
+    deaths[spec.name] = engine.died
+    await engine.warm_up()
+    return engine
+
+
+class VllmEngine:
+    """See engines/base.py for the contract."""
+
+    def __init__(self, model: ModelSpec, llm: AsyncLLM, champion: AsyncLLM, load_s: float) -> None:
+        self.name = model.name
+        self.load_s = load_s
+        self._llm = llm
+        self._champion_tokenizer = champion.renderer.tokenizer
+        self._tokenizer = llm.renderer.tokenizer
+        self.same_tokenizer = fingerprint(self._tokenizer) == fingerprint(self._champion_tokenizer)
+        self._max_model_len: int = llm.model_config.max_model_len
+        self._lora = None if model.lora is None else LoRARequest(model.name, 1, model.lora)
+        self._why_dead = ""
+
+    def health(self) -> Health:
+        """Ready until the core is gone."""
+        return Health(not self._why_dead, self._why_dead)
+
+    def died(self, why: str) -> None:
+        """The core is gone; nothing will bring it back before a restart."""
+        self._why_dead = why
+        declare_dead(self._llm)
+
+    async def warm_up(self) -> None:
+        """One scoring pass, so that the first exchange does not pay for what vLLM sets up lazily."""
+        await self._score_one((1, 2, 3), (4, 5))
+
+    async def prepare(self, exchange: Exchange) -> ShadowRequest:
+        """Identical token ids where the tokenizers agree, the same messages in its own template where not."""
+        answers = exchange.champion.answers
+        if self.same_tokenizer:
+            prompt = exchange.champion.prompt_token_ids
+            champion_ids = tuple(answer.token_ids for answer in answers)
+        else:
+            refuse_token_parameters(exchange.parameters)
+            prompt = await asyncio.to_thread(self._render, exchange)
+            champion_ids = tuple(
+                tuple(self._tokenizer.encode(answer.text, add_special_tokens=False)) for answer in answers
+            )
+        if len(prompt) + 1 > self._max_model_len:
+            raise Unsupported("too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}")
+        return ShadowRequest(
+            model=self.name,
+            prompt_token_ids=prompt,
+            champion_token_ids=champion_ids,
+            parameters=self._parameters(exchange.parameters, len(prompt)),
+            rendered="token_ids" if self.same_tokenizer else "own_template",
+            arrived_s=time.monotonic(),
+        )
+
+    async def score(self, request: ShadowRequest) -> tuple[Score, ...]:
+        """One prefill-like pass for each champion answer."""
+        return tuple(
+            await asyncio.gather(
+                *(self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids)
+            )
+        )
+
+    async def generate(self, request: ShadowRequest) -> Observation:
+        """Its own answer. TTFT is not seen here: only the finished answer leaves the engine process."""
+        final = await self._run(request.prompt_token_ids, request.parameters)
+        answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
+        return request.observation(answers, Timings(request.arrived_s, None, time.monotonic()))
+
+    async def busy_s(self) -> float:
+        """Asked of the driver; 0.0 when it cannot answer."""
+        if self._why_dead:
+            return 0.0
+        call = self._llm.engine_core.call_utility_async("understudy_busy_s")
+        return float(await asyncio.wait_for(call, BUSY_TIMEOUT_S))
+
+    async def close(self) -> None:
+        """Close the client; the engine process is closed by its owner."""
+        self._why_dead = self._why_dead or "closed"
+        self._llm.shutdown()
+
+    async def _score_one(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Score:
+        """Log-probabilities of ``answer`` after ``prompt``. One row short where the context is full."""
+        room = self._max_model_len - 1 - len(prompt)
+        if not answer or room <= 0:
+            return Score((), ())
+        tokens = prompt + answer[:room]
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,  # the token itself with its rank, nobody else
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = await self._run(tokens, parameters)
+        assert final.prompt_logprobs is not None
+        rows = final.prompt_logprobs[len(prompt) :]
+        entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
+        return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
+
+    async def _run(self, prompt: tuple[int, ...], parameters: SamplingParams) -> RequestOutput:
+        """Run to the end. vLLM aborts the work in the engine when this is cancelled."""
+        request_id = f"shadow-{uuid.uuid4().hex}"
+        final: RequestOutput | None = None
+        async with translated(self.name):
+            stream = self._llm.generate(
+                TokensPrompt(prompt_token_ids=list(prompt)), parameters, request_id, lora_request=self._lora
+            )
+            async for output in stream:
+                final = output
+        if final is None or not final.finished:
+            raise EngineError(f"{self.name} ended without an answer")
+        bad = next((output for output in final.outputs if output.finish_reason in ("error", "abort")), None)
+        if bad is not None:
+            raise EngineError(f"{self.name} ended with finish_reason {bad.finish_reason!r}")
+        return final
+
+    def _parameters(self, champion: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+        """The champion's parameters in full; only how the result is delivered differs."""
+        mine = champion.clone()
+        mine.output_kind = RequestOutputKind.FINAL_ONLY
+        mine.prompt_logprobs = None
+        room = self._max_model_len - num_prompt_tokens
+        mine.max_tokens = room if mine.max_tokens is None else min(mine.max_tokens, room)
+        return mine
+
+    def _render(self, exchange: Exchange) -> tuple[int, ...]:
+        """The prompt in this challenger's own template and vocabulary."""
+        chat = messages_of(exchange)
+        if chat is None:
+            text = text_of(exchange, self._champion_tokenizer.decode)
+            return tuple(self._tokenizer.encode(text))
+        rendered = self._tokenizer.apply_chat_template(
+            list(chat.messages), tools=chat.tools, add_generation_prompt=True, tokenize=False
+        )
+        return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+
+
+@asynccontextmanager
+async def translated(name: str) -> AsyncIterator[None]:
+    """vLLM's errors become ours at this seam."""
+    try:
+        yield
+    except EngineDeadError as fault:
+        raise EngineDead(f"{name}: the engine is gone") from fault
+    except EngineGenerateError as fault:
+        raise EngineError(f"{name}: {fault.__cause__ or fault}") from fault
+    except ValueError as fault:
+        raise Unsupported("rejected", f"{name} does not accept this request: {fault}") from fault
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Equal where two tokenizers give the same ids to the same tokens."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def refuse_token_parameters(parameters: SamplingParams) -> None:
+    """Parameters that name token ids mean something else in another vocabulary."""
+    for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+        if getattr(parameters, name, None):
+            raise Unsupported("token_id_parameters", f"{name} does not carry over to another tokenizer")
+
+
+def to_answer(outputs: list[CompletionOutput]) -> Answer:
+    """One Answer from the deltas, or the one final output, of one completion. Copies; call it off the answer's path."""
+    token_ids = tuple(token for output in outputs for token in output.token_ids)
+    logprobs: list[float] = []
+    for output in outputs:
+        for row, token in zip(output.logprobs or (), output.token_ids, strict=False):
+            logprobs.append(row[token].logprob)
+    return Answer(
+        token_ids=token_ids,
+        text="".join(output.text for output in outputs),
+        finish_reason=outputs[-1].finish_reason,
+        logprobs=tuple(logprobs) if len(logprobs) == len(token_ids) and logprobs else None,
+    )
+
+
+def describe_parameters(parameters: SamplingParams) -> Mapping[str, Any]:
+    """The parameters as JSON for the record: what differs from vLLM's defaults."""
+    defaults = SamplingParams()
+    described: dict[str, Any] = {}
+    for name in SamplingParams.__struct_fields__:
+        value = getattr(parameters, name)
+        if not name.startswith("_") and value != getattr(defaults, name):
+            described[name] = value if isinstance(value, (bool, int, float, str, list, dict, type(None))) else repr(value)
+    return described

@@ -1,0 +1,55 @@
+"""Everything Understudy raises on purpose.
+
+    UnderstudyError
+    ├── ConfigError          the key, the value and the rule that was broken
+    ├── EngineError          an engine could not do what was asked
+    │   ├── EngineStartError     it did not come up
+    │   ├── EngineDead           its process or core is gone
+    │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
+    ├── DeadlineExceeded     the shadow work did not end in time
+    └── RecordError          the record cannot be read
+"""
+
+from __future__ import annotations
+
+
+class UnderstudyError(Exception):
+    """Base of all errors here."""
+
+
+class ConfigError(UnderstudyError):
+    """A configuration that cannot be right. The message names the key, the value and the rule."""
+
+
+class EngineError(UnderstudyError):
+    """An engine could not do what was asked; ``reason`` is the word that is counted."""
+
+    reason = "engine_error"
+
+
+class EngineStartError(EngineError):
+    """The engine did not come up."""
+
+    reason = "start_failed"
+
+
+class EngineDead(EngineError):
+    """The engine's process or core is gone."""
+
+    reason = "engine_dead"
+
+
+class Unsupported(EngineError):
+    """This request cannot be shadowed on this engine. ``reason`` says why; the exchange is shed."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class DeadlineExceeded(UnderstudyError):
+    """The shadow work did not end in time."""
+
+
+class RecordError(UnderstudyError):
+    """The record cannot be read."""

@@ -1,0 +1,167 @@
+"""The fork: vLLM's EngineClient around the champion, with journey.answer() on every generation (steps 2 to 4).
+
+vLLM's API server holds this where it would hold its AsyncLLM. Everything but generate() goes straight through.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from vllm.engine.protocol import EngineClient
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from understudy.api.context import NO_HTTP, RequestContext, current
+from understudy.engines.vllm_engine import to_answer
+from understudy.journey import answer
+from understudy.types import Answer, Exchange, Observation, Outcome, Timings
+
+
+class ChampionWitness:
+    """Keeps references to what the champion gave, and makes an Exchange of them when the lane asks."""
+
+    __slots__ = (
+        "_arrived_s", "_arrived_unix_s", "_error", "_finished_s", "_first_token_s", "_model", "_outcome", "_outputs",
+        "_parameters", "_prompt", "_request_id", "context", "exchange_id", "unsupported",
+    )  # fmt: skip
+
+    def __init__(self, model: str, request_id: str, parameters: SamplingParams, context: RequestContext | None) -> None:
+        self.exchange_id = uuid.uuid4().hex
+        self.context = context
+        self.unsupported: str | None = None
+        self._model = model
+        self._request_id = request_id
+        self._parameters = parameters
+        self._arrived_unix_s = time.time()
+        self._arrived_s = time.monotonic()
+        self._first_token_s: float | None = None
+        self._finished_s = self._arrived_s
+        self._prompt: RequestOutput | None = None
+        self._outputs: list[list[CompletionOutput]] = []
+        self._outcome = Outcome.CANCELLED
+        self._error: str | None = None
+
+    @property
+    def shadow_off(self) -> bool:
+        """Whether the client opted out."""
+        return self.context is not None and self.context.facts.shadow_off
+
+    def see(self, output: RequestOutput) -> None:
+        """Keep the references; the first output also has the prompt."""
+        if self._first_token_s is None:
+            self._first_token_s = time.monotonic()
+            self._prompt = output
+        self._outputs.append(output.outputs)
+
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """How it ended. A stream that was left after its last token is finished all the same."""
+        self._finished_s = time.monotonic()
+        self._outcome = outcome
+        self._error = None if error is None else f"{type(error).__name__}: {error}"
+
+    def complete(self) -> Exchange:
+        """The exchange. Copies token ids; the lane calls it, not the answer's path."""
+        answers = self._answers()
+        outcome = self._outcome
+        if outcome is Outcome.CANCELLED and answers and all(a.finish_reason not in (None, "abort") for a in answers):
+            outcome = Outcome.FINISHED
+        elif any(a.finish_reason == "abort" for a in answers):
+            outcome = Outcome.CANCELLED
+        elif any(a.finish_reason == "error" for a in answers):
+            outcome = Outcome.FAILED
+        prompt = self._prompt
+        champion = Observation(
+            model=self._model,
+            outcome=outcome,
+            prompt_token_ids=tuple(prompt.prompt_token_ids or ()) if prompt is not None else (),
+            answers=answers,
+            timings=Timings(self._arrived_s, self._first_token_s, self._finished_s),
+            error=self._error,
+        )
+        return Exchange(
+            exchange_id=self.exchange_id,
+            request_id=self._request_id,
+            arrived_unix_s=self._arrived_unix_s,
+            facts=self.context.facts_with_body() if self.context is not None else NO_HTTP,
+            parameters=self._parameters,
+            prompt_text=prompt.prompt if prompt is not None else None,
+            champion=champion,
+        )
+
+    def _answers(self) -> tuple[Answer, ...]:
+        """One answer for each index. Deltas are joined; of cumulative and final outputs the last one counts."""
+        by_index: dict[int, list[CompletionOutput]] = {}
+        for outputs in self._outputs:
+            for output in outputs:
+                by_index.setdefault(output.index, []).append(output)
+        if self._parameters.output_kind != RequestOutputKind.DELTA:
+            by_index = {index: outputs[-1:] for index, outputs in by_index.items()}
+        return tuple(to_answer(by_index[index]) for index in sorted(by_index))
+
+
+class _Delegating(EngineClient):
+    """Every name of EngineClient, sent on to the champion, so that a new vLLM method cannot be missed."""
+
+    def __init__(self, champion: AsyncLLM) -> None:
+        self._champion = champion
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._champion, name)
+
+
+def _delegated(name: str) -> property:
+    return property(lambda self: getattr(self._champion, name), doc=f"The champion's own {name}.")
+
+
+for _name in dir(EngineClient):
+    if not _name.startswith("_") and _name != "generate":
+        setattr(_Delegating, _name, _delegated(_name))
+_Delegating.__abstractmethods__ = frozenset({"generate"})
+
+
+class Fork(_Delegating):
+    """The champion's EngineClient, watched.
+
+    Args:
+        champion: answers everything.
+        model: the champion's name in the record.
+        offer: takes what was answered; the lane's.
+    """
+
+    def __init__(self, champion: AsyncLLM, model: str, offer: Callable[[ChampionWitness], None]) -> None:
+        super().__init__(champion)
+        self._model = model
+        self._offer = offer
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The champion's stream, untouched: the same objects, the same errors."""
+        outputs = self._champion.generate(prompt, sampling_params, request_id, **more)
+        context = current.get()
+        if "-beam-" in request_id:  # beam search asks for one token at a time: many calls, no exchange
+            self._note_unsupported("beam_search", request_id, sampling_params, context)
+            return outputs
+        return answer(outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over)
+
+    def _note_unsupported(
+        self, why: str, request_id: str, parameters: SamplingParams, context: RequestContext | None
+    ) -> None:
+        """One exchange for the whole HTTP request, to be shed with a counted reason."""
+        if context is None or context.answered:
+            return
+        witness = ChampionWitness(self._model, request_id.split("-beam-")[0], parameters, context)
+        witness.unsupported = why
+        witness.close(Outcome.FINISHED)
+        self._hand_over(witness)
+
+    def _hand_over(self, witness: ChampionWitness) -> None:
+        context = witness.context
+        if context is not None and context.open:
+            context.answered.append(witness)  # the middleware offers it when the last byte was sent
+        else:
+            self._offer(witness)

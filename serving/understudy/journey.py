@@ -1,0 +1,84 @@
+"""The journey of one request, top to bottom. Read this file first; the numbers are the README's.
+
+    1. An OpenAI-style request reaches vLLM's own API server app, mounted in a Ray Serve replica.
+    2. That app calls generate() on our fork, which has vLLM's EngineClient interface.
+    3. The fork streams the champion's outputs through untouched and remembers them.
+    4. When the answer has been sent, the exchange is offered to the lane (O(1), never raises).
+    5. The record keeper makes the exchange durable.
+    6. The lane waits for its turn: budget, pressure, deadline; otherwise it sheds with a reason.
+    7. The challenger scores the champion's tokens in one pass, and generates its own answer.
+    8. Comparators turn the two observations into numbers; the record keeper stores them.
+    9. Gates update the verdict; metrics, report and status show it.
+
+Nothing here knows vLLM, Ray, torch or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from understudy.compare import compare
+from understudy.engines.base import Engine
+from understudy.types import Ending, Exchange, Outcome, State
+
+Output = TypeVar("Output")
+
+
+class Witness(Protocol[Output]):
+    """Remembers a champion generation by reference. Neither method awaits or raises."""
+
+    def see(self, output: Output) -> None:
+        """Keep one output of the champion."""
+
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """Say how the generation ended."""
+
+
+async def answer(
+    outputs: AsyncGenerator[Output, None],
+    witness: Witness[Output],
+    hand_over: Callable[[Witness[Output]], None],
+) -> AsyncIterator[Output]:
+    """Steps 3 and 4: the user's path. Everything the user sees is yielded by the champion itself.
+
+    Args:
+        outputs: the champion's stream, closed here whatever happens, so that its work is aborted.
+        witness: sees each output before it is passed on.
+        hand_over: called exactly once, at the end; it must not raise.
+
+    Raises:
+        Whatever the champion raises, unchanged.
+    """
+    outcome, error = Outcome.CANCELLED, None
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                witness.see(output)  # 3
+                yield output
+        outcome = Outcome.FINISHED
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as raised:
+        outcome, error = Outcome.FAILED, raised
+        raise
+    finally:
+        witness.close(outcome, error)
+        hand_over(witness)  # 4
+
+
+async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generate: bool) -> Ending:
+    """Steps 7 and 8: the challenger meets the request. Called by the lane when its turn has come (6).
+
+    Returns:
+        The ending with both observations compared. Faults raise; the lane's guard turns them into endings.
+    """
+    request = await challenger.prepare(exchange)  # identical token ids, or its own template: law 3
+    scores = await challenger.score(request) if score else ()  # 7, the cheap half
+    observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
+    observation = replace(observation, scores=scores)
+    comparison = compare(exchange.champion, observation)  # 8
+    return Ending(State.COMPARED, challenger=observation, comparison=comparison)

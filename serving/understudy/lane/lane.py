@@ -1,0 +1,318 @@
+"""Steps 4 to 9 for every challenger: take what is offered, keep it, wait for its turn, run it, account for it.
+
+``offer`` is the only call on the answer's path. Everything else runs in the lane's own tasks, so that neither a
+client that leaves nor a request that ends can cut it short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from understudy.config import ShadowSpec
+from understudy.engines.base import Engine
+from understudy.errors import EngineError, Unsupported
+from understudy.journey import shadow
+from understudy.lane.breaker import Breaker
+from understudy.lane.budget import TokenBudget
+from understudy.lane.guard import Guard
+from understudy.lane.ledger import Ledger, total
+from understudy.types import Ending, Exchange, Outcome, Phase, State
+
+MAX_INBOX = 100_000
+PRESSURE_POLL_S = 0.02
+
+
+class Offered(Protocol):
+    """What the fork hands over: enough to decide, and a way to the whole exchange, off the answer's path."""
+
+    exchange_id: str
+    shadow_off: bool
+    unsupported: str | None
+    """Why no challenger can meet it, where that is known already; it is shed for that reason."""
+
+    def complete(self) -> Exchange:
+        """The exchange. Copies; called once, by the lane."""
+
+
+class Witnesses(Protocol):
+    """Who hears what the lane does: the record keeper (5, 8) and the judge (9)."""
+
+    def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: int) -> None:
+        """An exchange was sampled."""
+
+    def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+        """It ended for one challenger."""
+
+
+@dataclass
+class Side:
+    """One challenger in the lane."""
+
+    engine: Engine
+    breaker: Breaker
+    budget: TokenBudget
+    ledger: Ledger = field(default_factory=Ledger)
+    queue: deque[tuple[Exchange, float]] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    running: set[asyncio.Task[Ending]] = field(default_factory=set)
+
+
+class Lane:
+    """The lane of one replica. It belongs to one event loop.
+
+    Args:
+        engines: the challengers.
+        spec: sampling and limits.
+        witnesses: hear of every accepted exchange and of every ending.
+        champion_load: how many requests the champion is answering now.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        spec: ShadowSpec,
+        witnesses: Witnesses,
+        champion_load: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits = spec.limits
+        self.spec = spec
+        self.guard = Guard()
+        self.paused = False
+        self._witnesses = witnesses
+        self._champion_load = champion_load
+        self._clock = clock
+        self._inbox: deque[Offered] = deque()
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.sides = {
+            engine.name: Side(
+                engine,
+                Breaker(limits.breaker_faults, limits.breaker_cooldown_s, clock),
+                TokenBudget(limits.max_tokens_per_s, clock),
+            )
+            for engine in engines
+        }
+
+    def offer(self, offered: Offered) -> None:
+        """Step 4, on the answer's path: O(1), never awaits, never raises, keeps one reference."""
+        if len(self._inbox) >= MAX_INBOX:
+            self._shed_unseen(offered)
+            return
+        self._inbox.append(offered)
+        self._wake.set()
+
+    def start(self) -> None:
+        """Start the lane's tasks; needs a running loop."""
+        self._tasks = [asyncio.create_task(self._take_in(), name="lane-intake")]
+        for side in self.sides.values():
+            self._tasks.append(asyncio.create_task(self._run_side(side), name=f"lane-{side.engine.name}"))
+
+    async def close(self) -> None:
+        """Stop. What is pending stays pending in the record and ends as expired at the next start."""
+        self._closing = True
+        running = [task for side in self.sides.values() for task in side.running]
+        for task in (*self._tasks, *running):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *running, return_exceptions=True)
+
+    async def idle(self) -> None:
+        """Return when nothing is waiting or running. For tests, the demo and a clean end; polls."""
+        while self._inbox or any(side.ledger.pending for side in self.sides.values()):
+            await asyncio.sleep(PRESSURE_POLL_S)
+
+    def pause(self) -> None:
+        """The kill switch: nothing starts, what waits is shed, what runs is aborted and shed."""
+        self.paused = True
+        for side in self.sides.values():
+            while side.queue:
+                exchange, _ = side.queue.popleft()
+                self._end(side, exchange, Ending(State.SHED, "paused"))
+            for task in side.running:
+                task.cancel()
+
+    def resume(self) -> None:
+        """Shadow again, from the next exchange on."""
+        self.paused = False
+
+    def phase(self) -> Phase:
+        """What the shadow as a whole is doing."""
+        if self.paused:
+            return Phase.PAUSED
+        ready = any(side.engine.health().ready for side in self.sides.values())
+        return Phase.SHADOWING if ready and self.spec.sample > 0 else Phase.OFF
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """The ledgers, by challenger."""
+        return {name: side.ledger.counts() for name, side in self.sides.items()}
+
+    def totals(self) -> dict[str, Any]:
+        """Their sums."""
+        return total(self.counts().values())
+
+    # 4, off the path: decide, keep, queue
+
+    async def _take_in(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._inbox:
+                with self.guard("intake"):
+                    self._take_one(self._inbox.popleft())
+                await asyncio.sleep(0)  # the champion's answers come first, also in this loop
+
+    def _take_one(self, offered: Offered) -> None:
+        for side in self.sides.values():
+            side.ledger.offer()
+        if offered.shadow_off or not is_sampled(offered.exchange_id, self.spec.sample):
+            return
+        for side in self.sides.values():
+            side.ledger.sample()
+        with self.guard("intake"):
+            exchange = offered.complete()
+            self._accept(exchange, offered.unsupported)
+            return
+        for side in self.sides.values():  # it could not be read: still accounted for
+            side.ledger.end(Ending(State.FAILED, "unreadable"))
+
+    def _accept(self, exchange: Exchange, unsupported: str | None) -> None:
+        """Step 5, and the queue of each challenger."""
+        with self.guard("record"):
+            self._witnesses.accepted(exchange, list(self.sides), max(s.ledger.offered for s in self.sides.values()))
+        for side in self.sides.values():
+            ending = self._ends_at_once(side, exchange, unsupported)
+            if ending is not None:
+                self._end(side, exchange, ending)
+            else:
+                side.queue.append((exchange, self._clock() + self.spec.limits.deadline_s))
+                side.wake.set()
+
+    def _shed_unseen(self, offered: Offered) -> None:
+        """The lane is so far behind that not even the exchange is kept: counted, never recorded."""
+        for side in self.sides.values():
+            side.ledger.offer()
+            if not offered.shadow_off and is_sampled(offered.exchange_id, self.spec.sample):
+                side.ledger.sample()
+                side.ledger.end(Ending(State.SHED, "inbox_full"))
+
+    def _ends_at_once(self, side: Side, exchange: Exchange, unsupported: str | None) -> Ending | None:
+        if exchange.champion.outcome is Outcome.CANCELLED:
+            return Ending(State.CANCELLED)
+        if exchange.champion.outcome is Outcome.FAILED:
+            return Ending(State.FAILED, "champion_failed", exchange.champion.error)
+        if unsupported is not None:
+            return Ending(State.SHED, unsupported)
+        if self.paused:
+            return Ending(State.SHED, "paused")
+        health = side.engine.health()
+        if not health.ready:
+            return Ending(State.SHED, "challenger_not_ready", health.detail)
+        if len(side.queue) >= self.spec.limits.max_pending:
+            return Ending(State.SHED, "queue_full")
+        return None
+
+    # 6, wait for the turn
+
+    async def _run_side(self, side: Side) -> None:
+        turns = asyncio.Semaphore(self.spec.limits.max_concurrency)
+        while True:
+            await turns.acquire()
+            while not side.queue:
+                side.wake.clear()
+                await side.wake.wait()
+            exchange, deadline_s = side.queue.popleft()
+            task = asyncio.create_task(self._ending(side, exchange, deadline_s))
+            side.running.add(task)
+            task.add_done_callback(partial(self._finished, side, exchange, turns))
+
+    def _finished(
+        self, side: Side, exchange: Exchange, turns: asyncio.Semaphore, task: asyncio.Task[Ending]
+    ) -> None:
+        """A callback and not the end of the task, because a task that is cancelled early has no end of its own."""
+        side.running.discard(task)
+        turns.release()
+        if not task.cancelled():
+            fault = task.exception()
+            self._end(side, exchange, Ending(State.FAILED, "internal", str(fault)) if fault else task.result())
+        elif not self._closing:
+            side.breaker.abandoned()
+            self._end(side, exchange, Ending(State.SHED, "paused"))
+
+    async def _ending(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
+        """Steps 6 to 8 with every way to end."""
+        waited = await self._turn(side, exchange, deadline_s)
+        if waited is not None:
+            return waited
+        if not side.breaker.admits():
+            return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
+                ending = await shadow(exchange, side.engine, score=self.spec.score, generate=self.spec.generate)
+        except TimeoutError:
+            side.breaker.failed("no answer before the deadline")
+            return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
+        except Unsupported as fault:
+            side.breaker.abandoned()
+            return Ending(State.SHED, fault.reason, str(fault))
+        except Exception as fault:  # the guard's business: counted, logged, never the champion's
+            with self.guard(f"shadow {side.engine.name}"):
+                raise
+            side.breaker.failed(f"{type(fault).__name__}: {fault}")
+            return Ending(State.FAILED, reason_of(fault), str(fault))
+        side.breaker.succeeded()
+        return ending
+
+    async def _turn(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending | None:
+        """Wait while the champion is under pressure or the budget is spent; None when the turn has come."""
+        why = "pressure"
+        while True:
+            now = self._clock()
+            if now >= deadline_s:
+                return Ending(State.EXPIRED, None, f"waited for its turn until the deadline: {why}")
+            health = side.engine.health()
+            if not health.ready:
+                return Ending(State.SHED, "challenger_not_ready", health.detail)
+            if self._champion_load() > self.spec.limits.yield_above:
+                why, wait_s = "pressure", PRESSURE_POLL_S
+            else:
+                why, wait_s = "budget", side.budget.wait_s(num_tokens(exchange, self.spec))
+            if wait_s <= 0.0:
+                return None
+            if now + wait_s > deadline_s and why == "budget":
+                return Ending(State.SHED, "budget", f"{wait_s:.1f} s until max_tokens_per_s allows it")
+            await asyncio.sleep(wait_s)
+
+    def _end(self, side: Side, exchange: Exchange, ending: Ending) -> None:
+        side.ledger.end(ending)
+        with self.guard("record"):
+            self._witnesses.ended(exchange, side.engine.name, ending)
+
+    def status(self) -> Mapping[str, Any]:
+        """What only the lane knows: the errors that its guard swallowed, by operation."""
+        return {"swallowed": dict(self.guard.swallowed)}
+
+
+def is_sampled(exchange_id: str, fraction: float) -> bool:
+    """By hash of the exchange id, so that nothing of the request or of either answer can sway it."""
+    digest = hashlib.blake2b(exchange_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
+
+
+def num_tokens(exchange: Exchange, spec: ShadowSpec) -> int:
+    """Tokens the challenger will read and write, taking the champion's length for its own."""
+    prompt, answer = len(exchange.champion.prompt_token_ids), exchange.champion.num_generated_tokens
+    return (prompt + answer) * (int(spec.score) + int(spec.generate))
+
+
+def reason_of(fault: Exception) -> str:
+    """The word under which a fault is counted."""
+    return fault.reason if isinstance(fault, EngineError) else type(fault).__name__

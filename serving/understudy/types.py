@@ -1,0 +1,158 @@
+"""The value objects of the journey, one per stage, each complete when it is built.
+
+    Exchange     one request with the champion's answer
+    Observation  what one model did with a request
+    Score        one of the champion's answers, read by the challenger
+    Comparison   champion observation beside challenger observation, as numbers
+    Ending       the one terminal state of one exchange for one challenger
+
+All are frozen. Token ids are tuples of ints in the vocabulary of the model that made them, times are
+seconds, ``*_unix_s`` on the wall clock and everything else on a monotonic clock. Foreign types (vLLM's)
+stop at fork.py and engines/; the one that passes through, ``Exchange.parameters``, is opaque here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
+
+class Outcome(StrEnum):
+    """How a generation ended."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class State(StrEnum):
+    """Terminal states of one exchange for one challenger (law 4). ``PENDING`` is the only other one."""
+
+    PENDING = "pending"
+    COMPARED = "compared"
+    SHED = "shed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class Phase(StrEnum):
+    """What the shadow as a whole is doing."""
+
+    STARTING = "starting"
+    SHADOWING = "shadowing"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What only HTTP knows of a request. ``body`` is kept only where a challenger must re-render messages."""
+
+    endpoint: str = ""
+    client_request_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
+    shadow_off: bool = False
+    body: bytes | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The statistical unit this request belongs to, from the ``session`` tag."""
+        return self.tags.get("session")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion of a request. ``logprobs`` are the model's own, where they were free."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str | None
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Monotonic seconds. Queueing is inside: the challenger's end-to-end time is not the champion's load."""
+
+    arrived_s: float
+    first_token_s: float | None
+    finished_s: float
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrived_s
+
+    @property
+    def end_to_end_s(self) -> float:
+        """From arrival to the last token."""
+        return self.finished_s - self.arrived_s
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One champion answer read by the challenger in one pass.
+
+    ``logprobs[i]`` and ``ranks[i]`` belong to the champion's i-th token given everything before it;
+    rank 1 means that it was the challenger's own first choice.
+    """
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one model did with a request: ``answers`` holds n of them, ``scores`` one per champion answer."""
+
+    model: str
+    outcome: Outcome
+    prompt_token_ids: tuple[int, ...]
+    answers: tuple[Answer, ...]
+    timings: Timings
+    scores: tuple[Score, ...] = ()
+    error: str | None = None
+    rendered: str = "token_ids"
+    """How the prompt reached this model: ``token_ids`` (identical input) or ``own_template`` (law 3)."""
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Generated tokens over all answers."""
+        return sum(len(answer.token_ids) for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request with the champion's answer. ``parameters`` are the engine's own, as resolved."""
+
+    exchange_id: str
+    request_id: str
+    arrived_unix_s: float
+    facts: RequestFacts
+    parameters: Any = field(repr=False)
+    prompt_text: str | None
+    champion: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Numbers by name, higher is better where a gate reads them. A missing name could not be computed."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one exchange ended for one challenger; ``reason`` is counted for shed and failed."""
+
+    state: State
+    reason: str | None = None
+    detail: str | None = None
+    challenger: Observation | None = None
+    comparison: Comparison | None = None
