@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ from understudy.config import Config, ModelSpec
 from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
 from understudy.engines.processes import CoreSpec, EngineProcess, socket_folder
-from understudy.errors import ConfigError, EngineError, EngineStartError
+from understudy.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
@@ -52,24 +55,27 @@ class Engines:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def group_shared(specs: Sequence[CoreSpec], models: Sequence[ModelSpec]) -> list[list[int]]:
-    """One group with every core."""
-    del models
-    return [list(range(len(specs)))]
+def group_shared(models: Sequence[ModelSpec]) -> list[list[int]]:
+    """One group with every model, by index."""
+    return [list(range(len(models)))]
 
 
-def group_dedicated(specs: Sequence[CoreSpec], models: Sequence[ModelSpec]) -> list[list[int]]:
-    """One group a model; on a GPU machine each must say its devices, and none may be named twice."""
+def group_dedicated(models: Sequence[ModelSpec]) -> list[list[int]]:
+    """One group a model; on a GPU machine each must say its devices, and none may be named twice.
+
+    Raises:
+        ConfigError: a model has no devices, or shares one.
+    """
     named = [device for model in models for device in model.devices]
     if gpu_present():
         if any(not model.devices for model in models):
             raise ConfigError("devices: placement 'dedicated' needs the devices of every model, such as [0]")
         if len(set(named)) != len(named):
             raise ConfigError(f"devices: {named} names a device twice; dedicated models share none")
-    return [[index] for index in range(len(specs))]
+    return [[index] for index in range(len(models))]
 
 
-PLACEMENTS: Mapping[str, Callable[[Sequence[CoreSpec], Sequence[ModelSpec]], list[list[int]]]] = {
+PLACEMENTS: Mapping[str, Callable[[Sequence[ModelSpec]], list[list[int]]]] = {
     "shared": group_shared,
     "dedicated": group_dedicated,
 }
@@ -121,8 +127,10 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
     """
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if gpu_present():
-        if devices:
-            settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        if devices:  # indices among what this process may see: Ray gives a replica its own share
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            mine = visible.split(",") if visible else [str(index) for index in range(max(devices) + 1)]
+            settings["CUDA_VISIBLE_DEVICES"] = ",".join(mine[device] for device in devices)
         return settings
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
     return settings | {
@@ -138,17 +146,22 @@ async def start(config: Config) -> Engines:
     """Start the engines of ``config`` and wait until each is up or has failed.
 
     Raises:
-        ConfigError: the placement cannot be had.
+        ConfigError: the placement or the champion cannot be had.
         EngineStartError: the champion did not come up.
     """
-    models = [config.champion, *config.challengers]
+    models, absent = [config.champion], {}
+    args = [engine_args(config.champion, champion=True)]
+    for challenger in config.challengers:
+        try:
+            args.append(engine_args(challenger, champion=False))
+            models.append(challenger)
+        except ConfigError as fault:
+            absent[challenger.name] = AbsentEngine(challenger.name, str(fault))
     folder = socket_folder()
-    args = [engine_args(model, champion=index == 0) for index, model in enumerate(models)]
     specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
-    groups = PLACEMENTS[config.placement](specs, models)
-    engines = Engines(None, [], [], folder, asyncio.Event())
+    groups = PLACEMENTS[config.placement](models)
     deaths: dict[str, Callable[[str], None]] = {}
-    engines.processes = [
+    processes = [
         EngineProcess.start(
             [specs[index] for index in group],
             has_champion=group[0] == 0,
@@ -157,18 +170,20 @@ async def start(config: Config) -> Engines:
         )
         for group in groups
     ]
-    home = {index: process for group, process in zip(groups, engines.processes, strict=True) for index in group}
+    home = {index: process for group, process in zip(groups, processes, strict=True) for index in group}
+    engines = Engines(None, [], processes, folder, asyncio.Event())
     try:
         from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
 
         engines.champion = await vllm_engine.connect_champion(specs[0], home[0], engines.champion_dead, deaths)
-        engines.challengers = [
-            await connect_challenger(models[index], specs[index], home[index], engines, deaths)
+        present = {
+            models[index].name: await connect_challenger(models[index], specs[index], home[index], engines, deaths)
             for index in range(1, len(models))
-        ]
+        }
     except BaseException:
         await engines.close()
         raise
+    engines.challengers = [(present | absent)[challenger.name] for challenger in config.challengers]
     return engines
 
 
@@ -184,5 +199,6 @@ async def connect_challenger(
 
     try:
         return await vllm_engine.connect_challenger(model, spec, process, engines.champion, deaths)
-    except (EngineError, EngineStartError, ConfigError, ValueError, OSError) as fault:
+    except Exception as fault:  # whatever it was, it is the challenger's own; status and the log show it
+        log.exception("challenger %s did not come up", model.name)
         return AbsentEngine(model.name, f"{type(fault).__name__}: {fault}")

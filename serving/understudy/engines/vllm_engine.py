@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from vllm import SamplingParams, TokensPrompt
+from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -194,7 +195,7 @@ class VllmEngine:
         final: RequestOutput | None = None
         async with translated(self.name):
             stream = self._llm.generate(
-                TokensPrompt(prompt_token_ids=list(prompt)), parameters, request_id, lora_request=self._lora
+                tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora
             )
             async for output in stream:
                 final = output

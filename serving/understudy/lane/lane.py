@@ -44,8 +44,8 @@ class Offered(Protocol):
 class Witnesses(Protocol):
     """Who hears what the lane does: the record keeper (5, 8) and the judge (9)."""
 
-    def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: int) -> None:
-        """An exchange was sampled."""
+    def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
+        """An exchange was sampled; ``offered`` counts all that reached the lane so far, by challenger."""
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """It ended for one challenger."""
@@ -187,7 +187,8 @@ class Lane:
     def _accept(self, exchange: Exchange, unsupported: str | None) -> None:
         """Step 5, and the queue of each challenger."""
         with self.guard("record"):
-            self._witnesses.accepted(exchange, list(self.sides), max(s.ledger.offered for s in self.sides.values()))
+            offered = {name: side.ledger.offered for name, side in self.sides.items()}
+            self._witnesses.accepted(exchange, list(self.sides), offered)
         for side in self.sides.values():
             ending = self._ends_at_once(side, exchange, unsupported)
             if ending is not None:

@@ -8,9 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from understudy.types import Ending, State
+
+
+class Counted(Protocol):
+    """Counts of an earlier run."""
+
+    @property
+    def offered(self) -> int: ...  # noqa: D102
+    @property
+    def compared(self) -> int: ...  # noqa: D102
+    @property
+    def expired(self) -> int: ...  # noqa: D102
+    @property
+    def cancelled(self) -> int: ...  # noqa: D102
+    @property
+    def shed(self) -> Mapping[str, int]: ...  # noqa: D102
+    @property
+    def failed(self) -> Mapping[str, int]: ...  # noqa: D102
 
 
 class Ledger:
@@ -37,14 +54,15 @@ class Ledger:
         self.pending -= 1
         self._count(ending.state, ending.reason or "unknown", 1)
 
-    def restore(self, counts: Mapping[str, Any]) -> None:
+    def restore(self, counts: Counted) -> None:
         """Take over the counts of an earlier run from its record. What was pending then is not among them."""
-        self.offered += counts["offered"]
-        for state in (State.COMPARED, State.EXPIRED, State.CANCELLED):
-            self._count(state, "", counts[state])
-            self.sampled += counts[state]
-        for state in (State.SHED, State.FAILED):
-            for reason, count in counts[state].items():
+        self.offered += counts.offered
+        ended = {State.COMPARED: counts.compared, State.EXPIRED: counts.expired, State.CANCELLED: counts.cancelled}
+        for state, count in ended.items():
+            self._count(state, "", count)
+            self.sampled += count
+        for state, reasons in ((State.SHED, counts.shed), (State.FAILED, counts.failed)):
+            for reason, count in reasons.items():
                 self._count(state, reason, count)
                 self.sampled += count
 

@@ -1,0 +1,128 @@
+"""The /shadow routes. Errors are OpenAI error bodies; a key of their own guards them where one is configured."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+MAX_FEEDBACK_BYTES = 1_000_000
+
+
+class Shadow(Protocol):
+    """What the routes ask of the server."""
+
+    async def status(self) -> Mapping[str, Any]:
+        """As DESIGN's contract gives it."""
+
+    async def exchanges(self, any_id: str) -> list[Mapping[str, Any]]:
+        """Everything recorded under an exchange id, a response id or a client's request id, newest first."""
+
+    async def feedback(self, any_id: str, label: str) -> bool:
+        """Attach a true label; False where the id is not known (it is kept all the same)."""
+
+    def pause(self) -> None:
+        """Stop shadowing."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+    async def report(self) -> str:
+        """The report as an HTML page."""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def build(shadow: Shadow, key: str | None) -> Starlette:
+    """The app for /shadow."""
+
+    async def status(_: Request) -> Response:
+        return JSONResponse(await shadow.status())
+
+    async def exchanges(request: Request) -> Response:
+        wanted = request.path_params["request_id"]
+        found = await shadow.exchanges(wanted)
+        if not found:
+            return error(404, f"no exchange is recorded under {wanted!r}: not sampled, or not answered yet")
+        return JSONResponse({"request_id": wanted, "exchanges": found})
+
+    async def pause(_: Request) -> Response:
+        shadow.pause()
+        return JSONResponse(await shadow.status())
+
+    async def resume(_: Request) -> Response:
+        shadow.resume()
+        return JSONResponse(await shadow.status())
+
+    async def feedback(request: Request) -> Response:
+        body = await read_json(request)
+        if isinstance(body, Response):
+            return body
+        wanted, label = body.get("request_id"), body.get("label")
+        if not isinstance(wanted, str) or not isinstance(label, str):
+            return error(400, "feedback is {'request_id': text, 'label': text}; either is missing or not text")
+        return JSONResponse({"request_id": wanted, "known": await shadow.feedback(wanted, label)})
+
+    async def report(_: Request) -> Response:
+        return HTMLResponse(await shadow.report())
+
+    routes = [
+        Route("/shadow/status", guarded(status, key)),
+        Route("/shadow/exchanges/{request_id:path}", guarded(exchanges, key)),
+        Route("/shadow/pause", guarded(pause, key), methods=["POST"]),
+        Route("/shadow/resume", guarded(resume, key), methods=["POST"]),
+        Route("/shadow/feedback", guarded(feedback, key), methods=["POST"]),
+        Route("/shadow/report", guarded(report, key)),
+    ]
+    handlers: Any = {404: _not_found, 405: _not_allowed}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def guarded(handler: Handler, key: str | None) -> Handler:
+    """Require ``Authorization: Bearer KEY`` where a key is configured."""
+    if key is None:
+        return handler
+
+    async def checked(request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), key.encode()):
+            return error(401, "/shadow needs its own key: Authorization: Bearer KEY (auth.shadow_key)")
+        return await handler(request)
+
+    return checked
+
+
+async def read_json(request: Request) -> dict[str, Any] | Response:
+    """The body as a JSON object, or the answer that says what is wrong with it."""
+    raw = await request.body()
+    if len(raw) > MAX_FEEDBACK_BYTES:
+        return error(413, f"the body has {len(raw)} bytes, at most {MAX_FEEDBACK_BYTES} are taken")
+    try:
+        body = json.loads(raw)
+    except ValueError as fault:
+        return error(400, f"the body is not JSON: {fault}")
+    if not isinstance(body, dict):
+        return error(400, "the body must be a JSON object")
+    return body
+
+
+def error(status: int, message: str) -> JSONResponse:
+    """An OpenAI error body."""
+    kind = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+    body = {"message": message, "type": kind.get(status, "invalid_request_error"), "param": None, "code": status}
+    return JSONResponse({"error": body}, status_code=status)
+
+
+async def _not_found(request: Request, _: Exception) -> Response:
+    return error(404, f"{request.url.path} is not a route of /shadow")
+
+
+async def _not_allowed(request: Request, _: Exception) -> Response:
+    return error(405, f"{request.method} is not a method of {request.url.path}")

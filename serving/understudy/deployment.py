@@ -1,0 +1,38 @@
+"""The Ray Serve deployment: a thin shell around server.Server, one a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from understudy.server import Server
+
+MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5 would hold requests back
+
+
+@serve.deployment(
+    name="understudy",
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    graceful_shutdown_timeout_s=60,
+    health_check_period_s=5,
+    max_constructor_retry_count=1,
+)
+@serve.ingress()
+class Replica:
+    """Serves vLLM's app over the fork, and /shadow beside it."""
+
+    async def __init__(self, raw_config: Mapping[str, Any]) -> None:
+        self._server = await Server.start(raw_config)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Ray Serve asks for the app once the constructor is through."""
+        return self._server.app
+
+    def check_health(self) -> None:
+        """Raises when the champion's engine is gone: Ray Serve then replaces this replica."""
+        self._server.check_health()
+
+    async def __del__(self) -> None:
+        await self._server.close()

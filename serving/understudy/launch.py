@@ -1,0 +1,122 @@
+"""``understudy serve``: a Ray of its own with the deployment in it, until a signal ends both.
+
+Who has a Ray cluster uses ``serve run`` or ``serve deploy`` with understudy.app:build instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from understudy.config import parse
+from understudy.errors import ConfigError, EngineStartError
+
+QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
+}
+
+
+def serve_forever(raw: Mapping[str, Any], *, host: str, port: int) -> None:
+    """Start everything, say where it listens, and end everything on SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: the configuration is wrong; nothing was started.
+        EngineStartError: the champion did not come up.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with running(raw, host=host, port=port) as url:
+        click.echo(f"understudy: serving on {url}; the shadow is at {url}/shadow/status")
+        stop.wait()
+        click.echo("understudy: ending")
+
+
+@contextmanager
+def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """A server for the time of the block; gives its URL."""
+    config = parse(raw)
+    if not is_loopback(host) and config.auth.shadow_key is None:
+        raise ConfigError(
+            f"auth.shadow_key: must be set where the server listens beyond this machine (--host {host})"
+        )
+    refuse_taken_port(host, port)
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    started = time.monotonic()
+    import ray
+    from ray import serve
+
+    from understudy.app import build
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    try:
+        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        try:
+            serve.run(build(raw), name="understudy", route_prefix="/", blocking=False)
+        except RuntimeError as fault:
+            raise EngineStartError(f"the champion did not come up: {last_line(str(fault))}") from fault
+        click.echo(f"understudy: up after {time.monotonic() - started:.1f} s")
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{port}"
+    finally:
+        with no_interrupt():
+            serve.shutdown()
+            ray.shutdown()
+
+
+@contextmanager
+def no_interrupt() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of it running."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    yield
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise ConfigError before anything is started where the port cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as fault:
+            raise ConfigError(f"--port {port}: cannot listen on {host}: {fault.strerror}") from fault
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def last_line(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line.split(":")[0]]
+    return (named or lines or ["no reason was given"])[-1]

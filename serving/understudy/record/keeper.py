@@ -1,0 +1,139 @@
+"""The record keeper: one folder, its writer thread, and finding in it what was written.
+
+    keeper = RecordKeeper.open(folder, describe_parameters=...)
+    keeper.recovery             what the time before has left: end the unfinished ones, go on with the counts
+    keeper.append(event)        never waits, never raises
+    await keeper.flush()        everything appended before is on disk
+    keeper.find(id)             in a thread: it reads files
+    keeper.close()
+
+Every replica has a folder of its own; a second writer of one folder is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from understudy.record.backlog import Flush
+from understudy.record.index import MAX_EXCHANGES, Index
+from understudy.record.lines import Place
+from understudy.record.log import MAX_SEGMENT_BYTES, Disk, SegmentLog
+from understudy.record.reading import RecordReader
+from understudy.record.recover import Recovery, replay
+from understudy.record.schema import DescribeParameters, Event, Head
+from understudy.record.writer import World, Writer, WriterLimits
+
+DEFAULT_LIMITS = WriterLimits()
+REAL_DISK = Disk()
+REAL_WORLD = World()
+
+
+class RecordKeeper:
+    """The one writer of a folder. Everything but flush() may be called from any thread.
+
+    Attributes:
+        recovery: what was found when the folder was opened.
+        reader: find() and iterate(), and the damage they met.
+    """
+
+    def __init__(self, recovery: Recovery, reader: RecordReader, writer: Writer) -> None:
+        """Use open()."""
+        self.recovery, self.reader, self._writer = recovery, reader, writer
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        describe_parameters: DescribeParameters,
+        limits: WriterLimits = DEFAULT_LIMITS,
+        max_segment_bytes: int = MAX_SEGMENT_BYTES,
+        max_indexed: int = MAX_EXCHANGES,
+        disk: Disk = REAL_DISK,
+        world: World = REAL_WORLD,
+    ) -> Self:
+        """Take a folder, made if need be, read what is in it (about 500 MB/s) and start the writer thread.
+
+        Args:
+            folder: of this writer alone.
+            describe_parameters: turns ``Exchange.parameters`` into a plain dict, later, in the writer thread:
+                it must not depend on anything that changes. If it fails, the exchange is recorded without.
+            limits: of the writer.
+            max_segment_bytes: a segment as large as this is followed by a new one.
+            max_indexed: exchanges that find() finds without a scan, about 1 KB of memory each.
+            disk: the calls that can fail.
+            world: clocks and waiting.
+
+        Raises:
+            RecordError: another writer has the folder, or the store does not allow it.
+        """
+        log = SegmentLog(folder, max_segment_bytes=max_segment_bytes, disk=disk)
+        index, index_lock = Index(max_indexed), threading.Lock()
+        try:
+            recovery = replay(folder, index, log.num_cut_bytes)
+        except BaseException:
+            log.close()
+            raise
+
+        def on_disk(heads: Sequence[Head], places: Sequence[Place], /) -> None:
+            with index_lock:
+                for head, place in zip(heads, places, strict=True):
+                    index.add(head, place)
+
+        writer = Writer(log, on_disk, describe_parameters, limits, world)
+        writer.start()
+        return cls(recovery, RecordReader(folder, index, index_lock), writer)
+
+    @property
+    def num_lost(self) -> int:
+        """Events since open() that are not in the log and never will be."""
+        return self._writer.num_lost
+
+    @property
+    def num_undescribed(self) -> int:
+        """Exchanges since open() that were recorded without their parameters."""
+        return self._writer.num_undescribed
+
+    def append(self, event: Event) -> None:
+        """Make an event durable, later: never waits, never raises, keeps a reference until it is written.
+
+        On disk within 50 ms and one fsync. An event that finds the queue full, or comes after close(), is
+        counted in ``num_lost``.
+        """
+        self._writer.append(event)
+
+    async def flush(self) -> None:
+        """Return when everything appended before is on disk.
+
+        Raises:
+            RecordError: it is not: recording is off (the events still wait to be written), the writer is not
+                running, or events were lost that no flush() has spoken of yet.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._writer.flush(Flush(loop, done))
+        await done
+
+    def health(self) -> tuple[bool, str]:
+        """Whether events become durable, and if not, why. Cheap, never raises; shown in status."""
+        return self._writer.health()
+
+    def find(self, id: str) -> list[dict[str, Any]]:
+        """Exchanges on disk by one of their ids; see RecordReader.find. Reads files: call it in a thread."""
+        return self.reader.find(id)
+
+    def iterate(self) -> Iterator[dict[str, Any]]:
+        """All exchanges on disk; see RecordReader.iterate. Reads files: use it in a thread."""
+        return self.reader.iterate()
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Flush, end the writer and give the folder back. Blocks: call it in a thread. May be called again.
+
+        Raises:
+            RecordError: something that was appended is not on disk, or the store has not answered in time.
+        """
+        self._writer.stop(timeout_s)

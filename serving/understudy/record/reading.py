@@ -1,0 +1,163 @@
+"""Reading the record: one exchange by any of its ids, or all of them for the report.
+
+An exchange is shown as one dict: its ``accepted`` record without what belongs to the log, and beside it
+
+    challengers   {name: {"state", "reason", "detail", "observation", "comparison", "ended_unix_s"}} for each
+                  challenger it was sampled for, ``pending`` and nulls where it has not ended
+    feedback      [{"label", "at_unix_s"}], oldest first
+
+Reading needs no lock and disturbs no writer, in this process or another. Everything here blocks on files:
+from asyncio call it in a thread. Records that cannot be read are skipped, counted, logged and named in
+``damage``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from understudy.errors import RecordError
+from understudy.record.codec import decode, decode_head
+from understudy.record.index import Index, Places
+from understudy.record.lines import Place, damage, read, scan
+from understudy.record.schema import Head
+from understudy.types import State
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_LOG: Final = ("crc", "v", "kind", "challengers", "offered")
+MAX_FOUND: Final = 100
+
+
+class Damage:
+    """Counts, logs and remembers (the first hundred) places that cannot be read. A place counts once."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, RecordError] = {}
+        self.num_damaged = 0
+
+    def report(self, error: RecordError) -> None:
+        """One more place."""
+        if str(error) in self.errors:
+            return
+        self.num_damaged += 1
+        if len(self.errors) < 100:
+            self.errors[str(error)] = error
+        logger.error("the record is damaged: %s", error)
+
+
+def heads(folder: Path, damaged: Callable[[RecordError], None]) -> Iterator[tuple[Place, Head]]:
+    """The small fields of every event, oldest first. ``damaged`` is told of every line that is none."""
+    for place, line in scan(folder, damaged):
+        try:
+            head = decode_head(line)
+        except RecordError as error:
+            damaged(damage(folder, place, error))
+        else:
+            yield place, head
+
+
+class RecordReader:
+    """Reads one folder. Thread-safe.
+
+    With the index of a living RecordKeeper (and its lock) recent exchanges are found at once; without, by a
+    scan.
+    """
+
+    def __init__(self, folder: Path, index: Index | None = None, lock: threading.Lock | None = None) -> None:
+        self._folder, self._index, self._lock = folder, index, lock or threading.Lock()
+        self.damage = Damage()
+
+    def find(self, id: str) -> list[dict[str, Any]]:
+        """The exchanges with this exchange id, champion's or client's request id, newest first, at most 100.
+
+        Those in the index are found there; only if it has none and has forgotten some, the log is scanned (at
+        about 500 MB/s). So of several exchanges under one client's id, those older than the index are not
+        shown.
+
+        Raises:
+            RecordError: a record of such an exchange is damaged, or the folder cannot be read.
+        """
+        index = self._index
+        if index is not None:
+            with self._lock:
+                found, is_complete = index.find(id, MAX_FOUND), index.is_complete
+            if found or is_complete:
+                return [self._view(places) for places in found]
+        return [self._view(places) for places in self._scan_for(id)]
+
+    def iterate(self) -> Iterator[dict[str, Any]]:
+        """Every exchange once its last challenger has ended; at the end those that are still pending.
+
+        Two passes: the first finds where the feedback is, which may be anywhere behind the exchange; the
+        second holds open only exchanges that have not ended, and of them only where they are. Memory: a few
+        hundred bytes for each feedback and each open exchange (as many as the lane holds), and one exchange
+        in full.
+
+        An exchange with a damaged record is left out, and counted in ``damage``.
+        """
+        index = Index(max_exchanges=1 << 62)
+        for place, head in heads(self._folder, self.damage.report):
+            if head.kind == "feedback":
+                index.add(head, place)
+        open_challengers: dict[str, set[str]] = {}
+        for place, head in heads(self._folder, self.damage.report):
+            match head.kind:
+                case "accepted":
+                    index.add(head, place)
+                    open_challengers[head.exchange_id] = set(head.challengers)
+                case "ended" if head.exchange_id in index:
+                    index.add(head, place)
+                    open_challengers[head.exchange_id].discard(head.challenger)
+                case _:
+                    continue
+            if not open_challengers[head.exchange_id]:
+                del open_challengers[head.exchange_id]
+                yield from self._view_or_damage(index.pop(head.exchange_id))
+        for exchange_id in index.exchange_ids():
+            yield from self._view_or_damage(index.pop(exchange_id))
+
+    def _scan_for(self, id: str) -> list[Places]:
+        found = Index(MAX_FOUND)
+        for place, head in heads(self._folder, self.damage.report):
+            is_it = id in (head.exchange_id, head.request_id, head.client_request_id)
+            if is_it or head.exchange_id in found or head.kind == "feedback":
+                found.add(head, place)
+        return found.find(id, MAX_FOUND)
+
+    def _view_or_damage(self, places: Places) -> Iterator[dict[str, Any]]:
+        try:
+            yield self._view(places)
+        except RecordError as error:
+            self.damage.report(error)
+
+    def _view(self, places: Places) -> dict[str, Any]:
+        accepted = self._decoded(places.accepted)
+        view = {name: value for name, value in accepted.items() if name not in _OF_THE_LOG}
+        view["challengers"] = {name: _challenger_view({}) for name in accepted.get("challengers", ())}
+        for ended in map(self._decoded, reversed(places.ended)):  # were there two, the first one counts
+            view["challengers"][ended["challenger"]] = _challenger_view(ended)
+        given = map(self._decoded, places.feedback)
+        view["feedback"] = [{"label": one["label"], "at_unix_s": one["at_unix_s"]} for one in given]
+        return view
+
+    def _decoded(self, place: Place) -> dict[str, Any]:
+        line = read(self._folder, place)
+        try:
+            return decode(line)
+        except RecordError as error:
+            raise damage(self._folder, place, error) from error
+
+
+def _challenger_view(ended: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "state": ended.get("state", State.PENDING.value),
+        "reason": ended.get("reason"),
+        "detail": ended.get("detail"),
+        "observation": ended.get("observation"),
+        "comparison": ended.get("comparison"),
+        "ended_unix_s": ended.get("at_unix_s"),
+    }

@@ -1,0 +1,280 @@
+"""The writer thread: takes events from a queue that never blocks, and puts them on disk in groups.
+
+    append() -> queue -> [JSON, checksum] -> backlog -> [write, one fsync] -> on_disk(heads, places)
+
+The writer wakes every ``fsync_interval_s``, or at once for flush() and stop(), and puts everything that is
+queued on disk with one fsync (one for every ``group_bytes``, when there is more). When the store fails,
+recording is off: events wait in a bounded backlog, oldest first, what comes beyond is lost and counted, and
+the writer tries again every ``retry_s``. When the store works again the backlog is written, and after it a
+``control`` record ``recording_resumed`` with the number of events that were lost.
+
+No answer may fail or wait for the record, so this is the one place beside the lane's guard that swallows
+errors. What it swallows is logged, counted in ``num_lost`` or ``num_undescribed``, and shown by health().
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from understudy.errors import RecordError
+from understudy.record.backlog import Backlog, Flush, Line
+from understudy.record.codec import encode
+from understudy.record.lines import Place, frame
+from understudy.record.log import SegmentLog
+from understudy.record.schema import Control, DescribeParameters, Event, Head, head_of
+
+logger = logging.getLogger(__name__)
+
+CLOSED = "it was closed"
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """Bounds of the writer's time and memory.
+
+    Attributes:
+        fsync_interval_s: an event is on disk at most this long after append(), plus one write and fsync.
+        retry_s: between two attempts while the store fails.
+        stalled_s: an attempt that takes longer than this makes health() say so.
+        max_queued: events, each a few references, that wait for the writer while it writes.
+        max_backlog_bytes: encoded records that wait for the store to work again.
+        group_bytes: written with one fsync.
+    """
+
+    fsync_interval_s: float = 0.05
+    retry_s: float = 1.0
+    stalled_s: float = 5.0
+    max_queued: int = 10_000
+    max_backlog_bytes: int = 64 << 20
+    group_bytes: int = 8 << 20
+
+
+class Wait(Protocol):
+    """``threading.Event.wait``, or a test's."""
+
+    def __call__(self, event: threading.Event, timeout: float, /) -> object:
+        """Return when the event is set, or after ``timeout`` seconds."""
+
+
+class OnDisk(Protocol):
+    """Told by the writer thread what has become durable."""
+
+    def __call__(self, heads: Sequence[Head], places: Sequence[Place], /) -> None:
+        """One place for each head, in the order of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Time, as the writer knows it: seconds on the monotonic and the wall clock, and a wait."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    wait: Wait = threading.Event.wait
+
+
+class Writer:
+    """One thread that owns a SegmentLog. append(), flush() and health() may be called from any thread.
+
+    Attributes:
+        num_lost: events that are not in the log and never will be.
+        num_undescribed: exchanges recorded without their parameters, because describing them failed.
+    """
+
+    def __init__(
+        self,
+        log: SegmentLog,
+        on_disk: OnDisk,
+        describe_parameters: DescribeParameters,
+        limits: WriterLimits,
+        world: World,
+    ) -> None:
+        """Nothing happens before start()."""
+        self._log, self._on_disk, self._describe_parameters = log, on_disk, describe_parameters
+        self._limits, self._world = limits, world
+        self._queue: deque[Event | Flush] = (
+            deque()
+        )  # all that callers and thread share; its methods are atomic
+        self._backlog = Backlog()
+        self._wake, self._stopping = threading.Event(), False
+        self._stopped: str | None = None
+        self._off: OSError | None = None
+        self._attempt_since_s: float | None = None
+        self._loss = threading.Lock()
+        self.num_lost = self.num_undescribed = 0
+        self._num_lost_recorded = self._num_lost_told = 0
+        self._thread = threading.Thread(target=self._run, name="understudy-record", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def append(self, event: Event) -> None:
+        """Queue one event: never waits, never raises. What finds no room is counted as lost."""
+        if self._stopped is not None or len(self._queue) >= self._limits.max_queued:
+            self._lose(1)
+        else:
+            self._queue.append(event)
+
+    def flush(self, waiter: Flush) -> None:
+        """Settle ``waiter`` when everything appended before is on disk, or with the reason why it is not."""
+        self._queue.append(waiter)
+        self._wake.set()
+        if self._stopped is not None:
+            waiter.settle(self._not_running())
+
+    def stop(self, timeout_s: float) -> None:
+        """Write what is queued, close the log and end the thread.
+
+        Raises:
+            RecordError: something that was appended is not on disk.
+        """
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise RecordError(f"the store has not answered for {timeout_s} s; {len(self._queue)} events wait")
+        self._drop_queued(len(self._queue))  # what another thread appended at this very moment
+        if self._stopped != CLOSED or self.num_lost > self._num_lost_recorded:
+            raise self._not_running()
+
+    def health(self) -> tuple[bool, str]:
+        """Whether events become durable, and if not, why. Cheap, never raises."""
+        since_s, off, lost = self._attempt_since_s, self._off, f"{self.num_lost} events were lost"
+        if self._stopped is not None or not self._thread.is_alive():
+            return False, str(self._not_running())
+        if off is not None:
+            return False, f"recording is off: {off}; {self._backlog.num_bytes} bytes wait, {lost}"
+        if since_s is not None and self._world.monotonic() - since_s > self._limits.stalled_s:
+            return False, f"the store has not answered for {self._world.monotonic() - since_s:.0f} s; {lost}"
+        return True, lost if self.num_lost else ""
+
+    def _run(self) -> None:
+        try:
+            started_s = self._world.monotonic()
+            while not self._stopping:
+                interval_s = self._limits.fsync_interval_s if self._off is None else self._limits.retry_s
+                self._world.wait(self._wake, max(0.0, started_s + interval_s - self._world.monotonic()))
+                self._wake.clear()
+                started_s = self._world.monotonic()
+                self._cycle()
+            self._cycle()
+            self._end(CLOSED)
+        except BaseException as error:  # nobody is above this frame: say it where it will be seen
+            logger.exception("the record's writer died")
+            self._end(f"{type(error).__name__}: {error}")
+
+    def _cycle(self) -> None:
+        """Put everything that is queued now on disk, or fail at it visibly."""
+        num_queued = self._encode(len(self._queue), self._limits.group_bytes)
+        while self._backlog:
+            if not self._write_group():
+                self._drop_queued(self._encode(len(self._queue), self._limits.max_backlog_bytes))
+                for waiter in self._backlog.take_flushes():
+                    waiter.settle(RecordError(f"recording is off: {self._off}"))
+                return
+            num_queued = self._encode(num_queued, self._limits.group_bytes)
+            if not self._backlog:
+                self._record_loss()
+
+    def _encode(self, num_queued: int, max_bytes: int) -> int:
+        """Move up to ``num_queued`` to the backlog while it is smaller than that; how many are left."""
+        while num_queued and self._backlog.num_bytes < max_bytes:
+            num_queued -= 1
+            item = self._queue.popleft()
+            if isinstance(item, Flush):
+                self._backlog.push(item)
+            elif line := self._line(item):
+                self._backlog.push(line)
+        return num_queued
+
+    def _line(self, event: Event) -> Line | None:
+        try:
+            try:
+                document = encode(event, self._describe_parameters)
+            except Exception as error:
+                reason = repr(error)
+                document = encode(event, lambda parameters: {"undescribed": reason})
+                if not self.num_undescribed:
+                    logger.exception("parameters cannot be recorded (said once, counted in num_undescribed)")
+                self.num_undescribed += 1
+            return Line(frame(document), head_of(event))
+        except Exception:
+            logger.exception("an event cannot be recorded: %s", type(event).__name__)
+            self._lose(1)
+            return None
+
+    def _write_group(self) -> bool:
+        group = self._backlog.first_group(self._limits.group_bytes)
+        lines = [item for item in group if isinstance(item, Line)]
+        if lines:
+            try:
+                self._attempt_since_s = self._world.monotonic()
+                places = self._log.append([item.line for item in lines])
+            except OSError as error:
+                self._turn_off(error)
+                return False
+            finally:
+                self._attempt_since_s = None
+            self._turn_on()
+            self._on_disk([item.head for item in lines], places)
+        for item in group:
+            self._backlog.pop()
+            if isinstance(item, Flush):
+                item.settle(self._news_of_loss())
+        return True
+
+    def _turn_off(self, error: OSError) -> None:
+        if self._off is None:
+            logger.error("recording is off: %s", error)
+        self._off = error
+
+    def _turn_on(self) -> None:
+        if self._off is not None:
+            logger.warning("recording is on again")
+        self._off = None
+
+    def _record_loss(self) -> None:
+        if num_lost := self.num_lost - self._num_lost_recorded:
+            logger.error("%d events were lost and are not in the record", num_lost)
+            self._num_lost_recorded += num_lost
+            if line := self._line(Control("recording_resumed", self._world.wall(), num_lost=num_lost)):
+                self._backlog.push(line)
+
+    def _news_of_loss(self) -> RecordError | None:
+        num_lost = self.num_lost - self._num_lost_told
+        self._num_lost_told += num_lost
+        return RecordError(f"{num_lost} events were lost") if num_lost else None
+
+    def _lose(self, num_events: int) -> None:
+        with self._loss:
+            self.num_lost += num_events
+
+    def _drop_queued(self, num_queued: int) -> None:
+        for _ in range(num_queued):
+            item = self._queue.popleft()
+            if isinstance(item, Flush):
+                self._backlog.push(item)
+            else:
+                self._lose(1)
+
+    def _not_running(self) -> RecordError:
+        num_lost = self.num_lost - self._num_lost_recorded
+        return RecordError(f"the record's writer has ended: {self._stopped}; {num_lost} events were lost")
+
+    def _end(self, why: str) -> None:
+        self._stopped = why if self._off is None else f"{why} while recording was off: {self._off}"
+        self._drop_queued(len(self._queue))
+        waiters = self._backlog.take_flushes()
+        self._lose(self._backlog.clear())
+        for waiter in waiters:
+            waiter.settle(self._not_running())
+        try:
+            self._log.close()
+        except OSError as error:
+            logger.error("closing the record: %s", error)

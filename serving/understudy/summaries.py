@@ -1,0 +1,4 @@
+"""stub"""
+class Summaries:
+    def ended(self, *a): pass
+    def all(self): return []

@@ -1,0 +1,139 @@
+"""Events as the journey would make them, and a world and a disk that a test controls."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from understudy.record import Accepted, Disk, Ended, Feedback, RecordKeeper, World, WriterLimits
+from understudy.record.lines import scan
+from understudy.types import (
+    Answer,
+    Comparison,
+    Ending,
+    Exchange,
+    Observation,
+    Outcome,
+    RequestFacts,
+    Score,
+    State,
+    Timings,
+)
+
+
+def observation(model: str, *, scores: tuple[Score, ...] = (), num_tokens: int = 3) -> Observation:
+    tokens = tuple(range(1000, 1000 + num_tokens))
+    answer = Answer(tokens, "yes\nand “no” \x00 \u2028", "stop", tuple(-0.5 for _ in tokens))
+    return Observation(
+        model, Outcome.FINISHED, (1, 2, 3), (answer, Answer((), "", None)), Timings(1.5, 1.75, 2.0), scores
+    )
+
+
+def exchange(number: int, *, parameters: Any = None, client_request_id: str | None = None) -> Exchange:
+    facts = RequestFacts(
+        endpoint="/v1/chat/completions",
+        client_request_id=client_request_id or f"client-{number}",
+        tags=MappingProxyType({"session": f"s{number}"}),
+        body=b'{"messages": []}',
+    )
+    return Exchange(
+        exchange_id=f"ex-{number}",
+        request_id=f"chatcmpl-{number}",
+        arrived_unix_s=1_700_000_000.25 + number,
+        facts=facts,
+        parameters={"temperature": 0.0} if parameters is None else parameters,
+        prompt_text="Say yes.",
+        champion=observation("champion"),
+    )
+
+
+def accepted(
+    number: int, *challengers: str, offered: Mapping[str, int] | None = None, **fields: Any
+) -> Accepted:
+    return Accepted(exchange(number, **fields), challengers or ("b",), offered or {})
+
+
+def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
+    ending = Ending(state, reason)
+    if state is State.COMPARED:
+        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7)),))
+        ending = Ending(state, challenger=seen, comparison=Comparison({"top1": 0.5}))
+    return Ended(f"ex-{number}", challenger, ending, 1_700_000_100.0 + number)
+
+
+def feedback(id: str, label: str = "good") -> Feedback:
+    return Feedback(id, label, 1_700_000_200.0)
+
+
+def plain(parameters: Any) -> Mapping[str, Any]:
+    assert isinstance(parameters, dict)
+    return parameters
+
+
+def wait_until_asked(event: threading.Event, timeout: float) -> None:
+    """The writer does nothing by itself, only for flush() and close()."""
+    event.wait()
+
+
+QUIET = World(wait=wait_until_asked)
+
+
+def open_keeper(folder: Path, *, world: World = QUIET, **options: Any) -> RecordKeeper:
+    return RecordKeeper.open(folder, **{"describe_parameters": plain, "world": world, **options})
+
+
+def flush(keeper: RecordKeeper) -> None:
+    asyncio.run(keeper.flush())
+
+
+def whole_lines(folder: Path) -> list[bytes]:
+    """Every line of a log in which nothing is damaged."""
+    damage: list[Exception] = []
+    lines = [line for _, line in scan(folder, damage.append)]
+    assert not damage
+    return lines
+
+
+class FakeDisk:
+    """A disk with ``free_bytes`` left, which writes what still fits and then says ENOSPC."""
+
+    def __init__(self, free_bytes: float = float("inf")) -> None:
+        self.free_bytes = free_bytes
+        self.broken: dict[str, int] = {}  # call: errno
+        self.calls: list[str] = []
+        self.before_sync: Callable[[], None] = lambda: None
+
+    def seams(self) -> Disk:
+        return Disk(self._write, self._sync, self._truncate)
+
+    def _write(self, fd: int, data: memoryview) -> int:
+        self._call("write")
+        if self.free_bytes <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        num_bytes = os.write(fd, data[: int(min(len(data), self.free_bytes))])
+        self.free_bytes -= num_bytes
+        return num_bytes
+
+    def _sync(self, fd: int) -> None:
+        self._call("sync")
+        self.before_sync()
+        os.fsync(fd)
+
+    def _truncate(self, fd: int, size_bytes: int) -> None:
+        self._call("truncate")
+        self.free_bytes += os.fstat(fd).st_size - size_bytes
+        os.ftruncate(fd, size_bytes)
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.broken:
+            raise OSError(self.broken[name], os.strerror(self.broken[name]))
+
+
+SMALL = WriterLimits(max_queued=100, max_backlog_bytes=4_000, group_bytes=1_500)

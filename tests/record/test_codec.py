@@ -1,0 +1,106 @@
+"""What is written is what is read, for every kind of event and every value they can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from understudy.errors import RecordError
+from understudy.record import Control, Event, decode, encode, from_json
+from understudy.record.codec import decode_head
+from understudy.record.lines import frame, is_whole
+from understudy.record.schema import head_of
+from understudy.types import Ending, Exchange, Observation, Outcome, RequestFacts, State, Timings
+
+from .builders import accepted, ended, feedback, plain
+
+CANCELLED = Observation("b", Outcome.CANCELLED, (), (), Timings(1.0, None, 1.0), error="gone", rendered="own_template")
+BARE = Exchange("e", "r", 0.0, RequestFacts(), {"n": 1}, None, CANCELLED)
+EVENTS: list[Event] = [
+    accepted(1, "b", "c", offered={"b": 7, "c": 9}),
+    replace(accepted(2), exchange=BARE, challengers=()),
+    replace(accepted(3), exchange=replace(BARE, facts=RequestFacts(shadow_off=True, body=b"\xff\x00\n"))),
+    replace(accepted(4), exchange=replace(BARE, prompt_text="half a pair \ud800", facts=RequestFacts())),
+    ended(1),
+    ended(1, state=State.SHED, reason="pressure"),
+    replace(ended(1), ending=Ending(State.FAILED, "engine_dead", "line 1\nline 2", CANCELLED)),
+    feedback("chatcmpl-1", "good\n"),
+    Control("pause", 12.5, {"by": "someone", "why": [1, None]}, {"b": 3}, num_lost=4),
+    Control("stop", 12.5),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_round_trip(event: Event) -> None:
+    line = frame(encode(event, plain))
+    assert line.count(b"\n") == 1
+    assert is_whole(line)
+    assert from_json(decode(line)) == event
+    assert decode_head(line) == head_of(event)
+    json.loads(line)  # plain JSON for other tools
+
+
+def test_numbers_that_are_not_finite() -> None:
+    comparison = {"a": float("inf"), "b": float("-inf"), "c": 0.1}
+    event = replace(ended(1), ending=replace(ended(1).ending, comparison=replace(ended(1).ending.comparison, values=comparison)))  # type: ignore[type-var]
+    assert from_json(decode(encode(event, plain))) == event
+    line = encode(Control("a", float("nan")), plain)
+    assert b"NaN" not in line
+    champion = accepted(1).exchange.champion
+    answers = (replace(champion.answers[0], logprobs=(math.nan, -1.0, -2.0)),)
+    event2 = replace(accepted(1), exchange=replace(accepted(1).exchange, champion=replace(champion, answers=answers)))
+    read = from_json(decode(encode(event2, plain)))
+    assert math.isnan(read.exchange.champion.answers[0].logprobs[0])  # type: ignore[union-attr,index]
+
+
+def test_floats_are_exact() -> None:
+    values = (0.1, -1e-300, 1 / 3, -123456.789e10, 5e-324)
+    champion = accepted(1).exchange.champion
+    answers = (replace(champion.answers[0], logprobs=values),)
+    event = replace(accepted(1), exchange=replace(accepted(1).exchange, champion=replace(champion, answers=answers)))
+    assert from_json(decode(encode(event, plain))) == event
+
+
+def test_what_json_does_not_know_is_written_as_its_repr() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return "Odd()"
+
+    event = accepted(1, parameters={"odd": Odd(), "seed": 1 << 70, "bias": {5: 1.0}})
+    assert decode(encode(event, plain))["parameters"] == {"odd": "Odd()", "seed": 1 << 70, "bias": {"5": 1.0}}
+
+
+def test_unknown_fields_are_skipped_and_missing_ones_have_their_default() -> None:
+    event = accepted(1)
+    document = {**decode(encode(event, plain)), "later": [1]}
+    del document["offered"]
+    assert from_json(document) == event
+    assert decode_head(json.dumps(document).encode()) == head_of(event)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[1]", b"{}", b'{"v":2,"kind":"ended"}', b'{"v":1,"kind":"other"}', b'{"v":1,"kind":3}', b"{", b"\xff"],
+)
+def test_what_is_no_event_is_an_error(line: bytes) -> None:
+    for read in (decode, decode_head):
+        with pytest.raises(RecordError):
+            read(line)
+
+
+@pytest.mark.parametrize("missing", ["exchange_id", "champion", "challengers"])
+def test_a_document_without_what_matters_is_an_error(missing: str) -> None:
+    document: dict[str, Any] = decode(encode(accepted(1), plain))
+    del document[missing]
+    with pytest.raises(RecordError, match=missing):
+        from_json(document)
+
+
+def test_tags_stay_immutable() -> None:
+    read: Any = from_json(decode(encode(accepted(1), plain)))
+    assert isinstance(read.exchange.facts.tags, MappingProxyType)
