@@ -27,6 +27,11 @@ def option(default: Any, rule: str, check: Callable[[Any], bool]) -> Any:
     return field(default=default, metadata={"rule": rule, "check": check})
 
 
+def _key() -> Any:
+    """No key at all is a choice; an empty one, such as a template leaves, would let everybody in."""
+    return option(None, "text that is not empty, or null", lambda value: value is None or bool(value.strip()))
+
+
 def _positive(default: float | None, rule: str = "a number above 0") -> Any:
     return option(default, rule, lambda value: value is None or value > 0)
 
@@ -81,8 +86,8 @@ class RecordSpec:
 class Auth:
     """Keys. ``shadow_key`` guards /shadow; it is required where the server listens beyond this machine."""
 
-    api_key: str | None = None
-    shadow_key: str | None = None
+    api_key: str | None = _key()
+    shadow_key: str | None = _key()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +138,10 @@ def read_yaml(path: str | Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be read: {fault.strerror}") from fault
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
         raise ConfigError(f"{path}: is not YAML: {fault}") from fault
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys, this is {type(raw).__name__}")

@@ -5,6 +5,7 @@ vLLM's API server holds this where it would hold its AsyncLLM. Everything but ge
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -21,6 +22,16 @@ from understudy.journey import answer
 from understudy.types import Answer, Exchange, Observation, Outcome, Timings
 
 
+# vLLM numbers the prompts of one request; what the client sees as the response's id has no number.
+_NUMBERED = re.compile(r"(cmpl-.+)-\d+|((?:resp|chatcmpl)[-_].+)_\d+")
+
+
+def response_id(request_id: str) -> str:
+    """The id under which the client knows the answer, from the id under which vLLM asks the engine."""
+    numbered = _NUMBERED.fullmatch(request_id)
+    return (numbered[1] or numbered[2]) if numbered else request_id
+
+
 class ChampionWitness:
     """Keeps references to what the champion gave, and makes an Exchange of them when the lane asks."""
 
@@ -34,7 +45,7 @@ class ChampionWitness:
         self.context = context
         self.unsupported: str | None = None
         self._model = model
-        self._request_id = request_id
+        self._request_id = response_id(request_id)
         self._parameters = parameters
         self._arrived_unix_s = time.time()
         self._arrived_s = time.monotonic()

@@ -26,12 +26,13 @@ from understudy.engines.base import Engine
 from understudy.types import Ending, Exchange, Outcome, State
 
 Output = TypeVar("Output")
+Seen = TypeVar("Seen", contravariant=True)
 
 
-class Witness(Protocol[Output]):
+class Witness(Protocol[Seen]):
     """Remembers a champion generation by reference. Neither method awaits or raises."""
 
-    def see(self, output: Output) -> None:
+    def see(self, output: Seen) -> None:
         """Keep one output of the champion."""
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:

@@ -42,7 +42,7 @@ def exchange(
     return Exchange(exchange_id, f"req-{exchange_id}", at, RequestFacts(tags=tags), None, None, champion)
 
 
-def compared(*texts: str, agreement: float = 1.0) -> Ending:
+def compared(*texts: str, agreement: float = 1) -> Ending:
     comparison = Comparison({"token_agreement": agreement})
     return Ending(State.COMPARED, challenger=observation("challenger", *texts), comparison=comparison)
 
@@ -62,7 +62,10 @@ class Desk:
     def pair(self, name: str, champion: bool, ending: bool | State, *, label: str | None = "refund") -> None:
         self.end(exchange(name, _says(champion), at=self.now[0]), ending)
         if label is not None:
-            self.feed(lambda judge: judge.feedback(name, label))
+            self.label(name, label)
+
+    def label(self, name: str, label: str = "refund") -> None:
+        self.feed(lambda judge: judge.feedback(name, label))
 
     def end(self, one: Exchange, ending: bool | State, challenger: str = "challenger") -> None:
         done = Ending(ending, reason="queue") if isinstance(ending, State) else compared(_says(ending))

@@ -26,7 +26,11 @@ def first_looks(
         plus, minus = np.cumsum(d == 1), np.cumsum(d == -1)
         found = None
         for t in range(20, units + 1, 20):
-            counts = {-1.0: int(minus[t - 1]), 0.0: t - int(minus[t - 1] + plus[t - 1]), 1.0: int(plus[t - 1])}
+            counts = {
+                -1.0: int(minus[t - 1]),
+                0.0: t - int(minus[t - 1] + plus[t - 1]),
+                1.0: int(plus[t - 1]),
+            }
             if rejects(Evidence.of(counts)):
                 found = t
                 break

@@ -15,14 +15,16 @@ from .conftest import PATTERN, Desk, exchange
 NewDesk = Callable[..., Desk]
 
 
-def say(desk: Desk, name: str, session: str, ending: bool | State, *, champion: bool = True, at: float) -> None:
+def say(
+    desk: Desk, name: str, session: str, ending: bool | State, *, champion: bool = True, at: float
+) -> None:
     text = "Category: refund" if champion else "Category: other"
     desk.end(exchange(name, text, session=session, at=at), ending)
     desk.judge.feedback(name, "refund")
 
 
 def false_go_share(new_desk: NewDesk, *, sessions_are_told: bool) -> float:
-    """60 runs at the boundary: a session of ten is all worse (25%), all better (15%) or equal; looked at thrice."""
+    """60 runs at the boundary: a session is all worse (25%), all better (15%) or equal; looked at thrice."""
     dice, false_go, runs = random.Random(3), 0, 60
     for _ in range(runs):
         desk = new_desk(Gate("accuracy", 0.1, pattern=PATTERN, min_units=20))
@@ -44,7 +46,7 @@ def test_sessions_of_ten_do_not_inflate_the_evidence(new_desk: NewDesk) -> None:
 
 
 def test_and_without_sessions_the_same_traffic_fools_the_gate(new_desk: NewDesk) -> None:
-    """The traffic of the test above has teeth: as independent requests it passes far more often than alpha."""
+    """The test above has teeth: as independent requests its traffic passes far more often than alpha."""
     assert false_go_share(new_desk, sessions_are_told=False) > 0.2
 
 

@@ -69,9 +69,8 @@ def test_an_advisory_no_go_does_not_decide(new_desk: NewDesk, accuracy: Gate) ->
     desk = new_desk(accuracy, Gate("agreement", 0.1))
     for index in range(200):
         ending = compared("Category: refund, in other words", agreement=0.2)
-        one = exchange(str(index), "Category: refund")
-        desk.feed(lambda judge, one=one, ending=ending: judge.ended(one, "challenger", ending))
-        desk.feed(lambda judge, index=index: judge.feedback(str(index), "refund"))
+        desk.judge.ended(exchange(str(index), "Category: refund"), "challenger", ending)
+        desk.judge.feedback(str(index), "refund")
     verdict = desk.judge.verdict("challenger")
     assert verdict.verdict is GO
     assert verdict.gates[1].decision is NO_GO
@@ -88,7 +87,9 @@ def test_go_needs_every_gate_and_no_go_any(new_desk: NewDesk, accuracy: Gate) ->
     assert desk.judge.verdict("challenger").verdict is NO_GO
 
 
-def test_no_go_of_any_of_several_gates_is_tried_at_a_share_of_alpha(new_desk: NewDesk, accuracy: Gate) -> None:
+def test_no_go_of_any_of_several_gates_is_tried_at_a_share_of_alpha(
+    new_desk: NewDesk, accuracy: Gate
+) -> None:
     gates = new_desk(accuracy, Gate("missing", 0.1), Gate("agreement", 0.1)).judge.verdict("x").gates
     assert [(gate.alpha, gate.alpha_no_go) for gate in gates] == [(0.05, 0.025)] * 3
 
@@ -96,9 +97,9 @@ def test_no_go_of_any_of_several_gates_is_tried_at_a_share_of_alpha(new_desk: Ne
 def test_a_parse_failure_is_wrong_and_never_a_tie(new_desk: NewDesk, accuracy: Gate) -> None:
     desk = new_desk(accuracy)
     for index in range(60):
-        one, ending = exchange(str(index), "Category: refund"), compared("I think it is about a refund")
-        desk.feed(lambda judge, one=one, ending=ending: judge.ended(one, "challenger", ending))
-        desk.feed(lambda judge, index=index: judge.feedback(str(index), "refund"))
+        ending = compared("I think it is about a refund")
+        desk.judge.ended(exchange(str(index), "Category: refund"), "challenger", ending)
+        desk.judge.feedback(str(index), "refund")
     gate = desk.judge.verdict("challenger").gates[0]
     assert (gate.champion_mean, gate.challenger_mean, gate.missing_fraction) == (1.0, 0.0, 0.0)
     assert gate.decision is NO_GO
@@ -108,7 +109,7 @@ def test_a_parse_failure_is_wrong_and_never_a_tie(new_desk: NewDesk, accuracy: G
 def test_when_nobody_is_ever_right_equal_failure_is_no_go_ahead(
     new_desk: NewDesk, accuracy: Gate, label: str
 ) -> None:
-    """Labels of another kind, or a pattern that never matches: D is 0 throughout, which must not look equal."""
+    """Labels of another kind, or a pattern that never matches: D is 0 throughout, and must not look equal."""
     desk = new_desk(accuracy)
     for index in range(500):
         desk.pair(str(index), label == "good", label == "good", label=label)
@@ -228,13 +229,21 @@ def test_any_order_gives_the_same_verdict_and_so_does_a_restart(new_desk: NewDes
     gates = (accuracy, Gate("missing", 0.2), Gate("agreement", 0.1))
     desk = new_desk(*gates)
     dice = random.Random(7)
-    endings: list[bool | State] = [True, True, False, State.SHED, State.FAILED, State.EXPIRED, State.CANCELLED]
+    endings: list[bool | State] = [
+        True,
+        True,
+        False,
+        State.SHED,
+        State.FAILED,
+        State.EXPIRED,
+        State.CANCELLED,
+    ]
     for index in range(300):
         name, session = str(index), dice.choice([None, None, f"s{dice.randrange(40)}"])
         one = exchange(name, dice.choice(["Category: refund", "?"]), session=session, at=desk.now[0])
         desk.end(one, dice.choice(endings))
         if dice.random() < 0.7:
-            desk.feed(lambda judge, name=name: judge.feedback(name, "refund"))
+            desk.label(name)
         desk.now[0] += dice.choice([1.0, 20.0])
         if index % 50 == 0:
             desk.judge.verdict("challenger")  # looking changes nothing

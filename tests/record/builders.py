@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -59,7 +59,9 @@ def accepted(
     return Accepted(exchange(number, **fields), challengers or ("b",), offered or {})
 
 
-def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
+def ended(
+    number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None
+) -> Ended:
     ending = Ending(state, reason)
     if state is State.COMPARED:
         seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7)),))
@@ -107,7 +109,8 @@ class FakeDisk:
         self.free_bytes = free_bytes
         self.broken: dict[str, int] = {}  # call: errno
         self.calls: list[str] = []
-        self.before_sync: Callable[[], None] = lambda: None
+        self.is_in_sync, self.may_sync = threading.Event(), threading.Event()  # clear the latter: it hangs
+        self.may_sync.set()
 
     def seams(self) -> Disk:
         return Disk(self._write, self._sync, self._truncate)
@@ -122,7 +125,8 @@ class FakeDisk:
 
     def _sync(self, fd: int) -> None:
         self._call("sync")
-        self.before_sync()
+        self.is_in_sync.set()
+        self.may_sync.wait()
         os.fsync(fd)
 
     def _truncate(self, fd: int, size_bytes: int) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from understudy.errors import RecordError
-from understudy.record import Control, Event, decode, encode, from_json
+from understudy.record import Accepted, Control, Ended, Event, decode, encode, from_json
 from understudy.record.codec import decode_head
 from understudy.record.lines import frame, is_whole
 from understudy.record.schema import head_of
-from understudy.types import Ending, Exchange, Observation, Outcome, RequestFacts, State, Timings
+from understudy.types import Comparison, Ending, Exchange, Observation, Outcome, RequestFacts, State, Timings
 
 from .builders import accepted, ended, feedback, plain
 
-CANCELLED = Observation("b", Outcome.CANCELLED, (), (), Timings(1.0, None, 1.0), error="gone", rendered="own_template")
+CANCELLED = Observation(
+    "b", Outcome.CANCELLED, (), (), Timings(1.0, None, 1.0), error="gone", rendered="own_template"
+)
 BARE = Exchange("e", "r", 0.0, RequestFacts(), {"n": 1}, None, CANCELLED)
 EVENTS: list[Event] = [
     accepted(1, "b", "c", offered={"b": 7, "c": 9}),
@@ -45,24 +47,29 @@ def test_round_trip(event: Event) -> None:
     json.loads(line)  # plain JSON for other tools
 
 
+def with_logprobs(*values: float) -> Accepted:
+    event = accepted(1)
+    answers = (replace(event.exchange.champion.answers[0], logprobs=values),)
+    champion = replace(event.exchange.champion, answers=answers)
+    return replace(event, exchange=replace(event.exchange, champion=champion))
+
+
+def logprobs(event: Event) -> tuple[float, ...] | None:
+    assert isinstance(event, Accepted)
+    return event.exchange.champion.answers[0].logprobs
+
+
 def test_numbers_that_are_not_finite() -> None:
-    comparison = {"a": float("inf"), "b": float("-inf"), "c": 0.1}
-    event = replace(ended(1), ending=replace(ended(1).ending, comparison=replace(ended(1).ending.comparison, values=comparison)))  # type: ignore[type-var]
+    values = {"a": math.inf, "b": -math.inf, "c": 0.1}
+    event = Ended("e", "b", Ending(State.COMPARED, comparison=Comparison(values)), 1.0)
     assert from_json(decode(encode(event, plain))) == event
-    line = encode(Control("a", float("nan")), plain)
-    assert b"NaN" not in line
-    champion = accepted(1).exchange.champion
-    answers = (replace(champion.answers[0], logprobs=(math.nan, -1.0, -2.0)),)
-    event2 = replace(accepted(1), exchange=replace(accepted(1).exchange, champion=replace(champion, answers=answers)))
-    read = from_json(decode(encode(event2, plain)))
-    assert math.isnan(read.exchange.champion.answers[0].logprobs[0])  # type: ignore[union-attr,index]
+    read = logprobs(from_json(decode(encode(with_logprobs(math.nan, -math.inf, -2.0), plain))))
+    assert str(read) == "(nan, -inf, -2.0)"
+    assert b"NaN" not in encode(with_logprobs(math.nan), plain)
 
 
 def test_floats_are_exact() -> None:
-    values = (0.1, -1e-300, 1 / 3, -123456.789e10, 5e-324)
-    champion = accepted(1).exchange.champion
-    answers = (replace(champion.answers[0], logprobs=values),)
-    event = replace(accepted(1), exchange=replace(accepted(1).exchange, champion=replace(champion, answers=answers)))
+    event = with_logprobs(0.1, -1e-300, 1 / 3, -123456.789e10, 5e-324)
     assert from_json(decode(encode(event, plain))) == event
 
 

@@ -20,7 +20,18 @@ from understudy.errors import RecordError
 from understudy.record import RecordKeeper, World, WriterLimits, decode
 from understudy.record.log import SegmentLog
 
-from .builders import QUIET, SMALL, FakeDisk, accepted, ended, exchange, feedback, flush, open_keeper, whole_lines
+from .builders import (
+    QUIET,
+    SMALL,
+    FakeDisk,
+    accepted,
+    ended,
+    exchange,
+    feedback,
+    flush,
+    open_keeper,
+    whole_lines,
+)
 
 MINUTE_S = 60.0
 
@@ -83,15 +94,15 @@ def test_everything_is_written_without_flush_after_the_interval(tmp_path: Path) 
 
 
 def test_append_does_not_wait_for_a_disk_that_hangs_and_health_says_so(tmp_path: Path) -> None:
-    disk, in_sync, go_on, clock = FakeDisk(), threading.Event(), threading.Event(), [0.0]
-    disk.before_sync = lambda: (in_sync.set(), go_on.wait())[0]
+    disk, clock = FakeDisk(), [0.0]
+    disk.may_sync.clear()
     world = replace(QUIET, monotonic=lambda: clock[0])
     with keeping(tmp_path, disk=disk.seams(), limits=SMALL, world=world) as keeper:
         keeper.append(accepted(0))
 
         async def hang() -> None:
             waiting = asyncio.create_task(keeper.flush())
-            await asyncio.to_thread(in_sync.wait)
+            await asyncio.to_thread(disk.is_in_sync.wait)
             for number in range(1, 151):
                 keeper.append(accepted(number))  # returns, although the writer does not
             assert keeper.num_lost == 50
@@ -99,7 +110,7 @@ def test_append_does_not_wait_for_a_disk_that_hangs_and_health_says_so(tmp_path:
             clock[0] = 9.0
             assert keeper.health() == (False, "the store has not answered for 9 s; 50 events were lost")
             assert not waiting.done()
-            go_on.set()
+            disk.may_sync.set()
             with pytest.raises(RecordError, match="50 events were lost"):
                 await waiting
 
@@ -212,6 +223,12 @@ def test_it_tries_again_every_second_by_its_own_clock(tmp_path: Path) -> None:
         ticks.put(None)
 
 
+def fill_disk(ballast: Path) -> None:
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(512)):
+            pass
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_real_full_disk(tmp_path: Path) -> None:
     made = subprocess.run(
@@ -224,9 +241,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
             keeper.append(accepted(0))
             flush(keeper)
             ballast = tmp_path / "ballast"
-            with pytest.raises(OSError, match="space"), ballast.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
+            fill_disk(ballast)
             for number in range(1, 40):
                 keeper.append(accepted(number))  # some still fit into the last page
             with pytest.raises(RecordError, match="No space left"):
@@ -236,13 +251,8 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
             flush(keeper)
             assert keeper.health() == (True, "")
             assert ids(tmp_path / "r") == [f"ex-{number}" for number in range(40)]
-            ballast.write_bytes(b"")
+        fill_disk(ballast)
         with keeping(tmp_path / "r") as keeper:  # opens on a full disk, too
-            with suppress(OSError), ballast.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
-            keeper.close()
-        with keeping(tmp_path / "r") as keeper:
             assert keeper.recovery.num_records == 40
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
@@ -284,7 +294,7 @@ def test_close_writes_what_is_queued_and_gives_the_folder_back(tmp_path: Path) -
     assert keeper.health()[0] is False
     keeper.append(accepted(2))
     assert keeper.num_lost == 1
-    with pytest.raises(RecordError, match="it was closed; 1 events were lost"):
+    with pytest.raises(RecordError, match=r"it was closed; 1 events were lost"):
         flush(keeper)
     open_keeper(tmp_path).close()
 
@@ -293,20 +303,26 @@ def test_close_says_what_it_could_not_write(tmp_path: Path) -> None:
     keeper = open_keeper(tmp_path, disk=FakeDisk(free_bytes=0).seams())
     for number in range(3):
         keeper.append(accepted(number))
-    with pytest.raises(RecordError, match="it was closed while recording was off: .*space.*; 3 events were lost"):
+    with pytest.raises(
+        RecordError, match=r"it was closed while recording was off: .*space.*; 3 events were lost"
+    ):
         keeper.close()
     assert keeper.num_lost == 3
 
 
-def test_close_gives_up_on_a_store_that_does_not_answer(tmp_path: Path) -> None:
-    disk, go_on = FakeDisk(), threading.Event()
-    disk.before_sync = lambda: [go_on.wait()][0] and None
+def test_close_gives_up_on_a_store_that_does_not_answer_and_loses_nothing(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    disk.may_sync.clear()
     keeper = open_keeper(tmp_path, disk=disk.seams())
     keeper.append(accepted(1))
-    with pytest.raises(RecordError, match="has not answered for 0.01 s"):
+    keeper._writer._wake.set()
+    disk.is_in_sync.wait()
+    keeper.append(accepted(2))
+    with pytest.raises(RecordError, match=r"has not answered for 0.01 s"):
         keeper.close(timeout_s=0.01)
-    go_on.set()
+    disk.may_sync.set()
     keeper.close(MINUTE_S)
+    assert ids(tmp_path) == ["ex-1", "ex-2"]
 
 
 def test_an_exchange_whose_parameters_cannot_be_described_is_recorded_without_them(
@@ -341,18 +357,18 @@ def test_an_event_that_cannot_be_written_is_counted_and_the_others_are_kept(
 
 
 def test_a_cancelled_flush_and_a_closed_loop_harm_nobody(tmp_path: Path) -> None:
-    disk, in_sync, go_on = FakeDisk(), threading.Event(), threading.Event()
-    disk.before_sync = lambda: (in_sync.set(), go_on.wait())[0]
+    disk = FakeDisk()
+    disk.may_sync.clear()
     with keeping(tmp_path, disk=disk.seams()) as keeper:
         keeper.append(accepted(1))
 
         async def leave() -> None:
             waiting = asyncio.create_task(keeper.flush())
-            await asyncio.to_thread(in_sync.wait)
+            await asyncio.to_thread(disk.is_in_sync.wait)
             waiting.cancel()
 
         asyncio.run(leave())
-        go_on.set()
+        disk.may_sync.set()
         keeper.append(feedback("ex-1"))
         flush(keeper)
         assert keeper.health() == (True, "")

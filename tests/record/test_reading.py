@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from understudy.errors import RecordError
-from understudy.record import Control, RecordKeeper, RecordReader
+from understudy.record import Control, Event, RecordKeeper, RecordReader
 from understudy.record import reading as reading_module
-from understudy.record.lines import segment_path
+from understudy.record.index import Index
+from understudy.record.lines import frame, segment_path
 from understudy.types import State
 
 from .builders import accepted, ended, feedback, flush, open_keeper
 
-EVENTS = [
+EVENTS: list[Event] = [
     accepted(1, "b", "c"),
     feedback("chatcmpl-1", "early"),
     accepted(2, "b"),
@@ -153,14 +154,14 @@ def test_iterate_holds_open_only_what_has_not_ended(tmp_path: Path, monkeypatch:
             keeper.append(ended(number - 5, "c"))
     keeper.close()
     most = 0
-    original = reading_module.Index.pop
+    original = Index.pop
 
     def pop(self: Any, exchange_id: str) -> Any:
         nonlocal most
         most = max(most, len(self))
         return original(self, exchange_id)
 
-    monkeypatch.setattr(reading_module.Index, "pop", pop)
+    monkeypatch.setattr(Index, "pop", pop)
     assert len(list(keeper.iterate())) == 100
     assert most == 6
 
@@ -193,13 +194,14 @@ def test_damage_is_counted_named_and_never_hidden(filled: Path, caplog: pytest.L
 def test_a_damaged_ending_leaves_the_exchange_unfinished(filled: Path) -> None:
     damage_line(filled, b'"ended","exchange_id":"ex-1"')
     keeper = open_index(filled, 100)
-    assert [(u.exchange_id, u.challenger) for u in keeper.recovery.unfinished] == [("ex-1", "b"), ("ex-1", "c")]
+    assert [(u.exchange_id, u.challenger) for u in keeper.recovery.unfinished] == [
+        ("ex-1", "b"),
+        ("ex-1", "c"),
+    ]
     assert keeper.find("ex-1")[0]["challengers"]["b"]["state"] == "pending"
 
 
 def test_a_line_of_another_version_is_damage_with_a_place(filled: Path) -> None:
-    from understudy.record.lines import frame  # noqa: PLC0415
-
     with segment_path(filled, 1).open("ab") as file:
         file.write(frame(b'{"v":2,"kind":"accepted"}'))
     keeper = open_index(filled, 100)

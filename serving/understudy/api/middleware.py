@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from understudy.api.context import RequestContext, current
@@ -46,6 +47,8 @@ class Front:
         context = RequestContext(RequestFacts(endpoint=scope["path"]))
         with self._guard("request facts"):
             context.facts = read_facts(scope["path"], scope["headers"])
+        with self._guard("request tags"):  # apart, so that bad tags do not lose the opt-out
+            context.facts = replace(context.facts, tags=read_tags(scope["headers"]))
         if self._keep_bodies and not context.facts.shadow_off:
             receive = remembering(receive, context)
         token = current.set(context)
@@ -71,34 +74,30 @@ def remembering(receive: Receive, context: RequestContext) -> Receive:
 
 
 def read_facts(path: str, headers: list[tuple[bytes, bytes]]) -> RequestFacts:
-    """The facts that the headers hold.
-
-    Raises:
-        ValueError: the tags are not a JSON object of at most 4096 bytes; the request goes on without them.
-    """
-    known = {name: value for name, value in headers if name.startswith(b"x-")}
-    facts = RequestFacts(
+    """The facts that the headers hold, but for the tags."""
+    known = dict(headers)
+    return RequestFacts(
         endpoint=path,
         client_request_id=_text(known.get(b"x-request-id")),
         shadow_off=known.get(b"x-understudy-shadow", b"").strip().lower() == b"off",
-        tags=NO_TAGS,
     )
-    raw_tags = known.get(b"x-understudy-tags")
-    return facts if raw_tags is None else _with_tags(facts, raw_tags)
 
 
-def _with_tags(facts: RequestFacts, raw: bytes) -> RequestFacts:
+def read_tags(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """The tags of a request. One whose value is null is left out.
+
+    Raises:
+        ValueError: they are not a JSON object of at most 4096 bytes; the request goes on without them.
+    """
+    raw = dict(headers).get(b"x-understudy-tags")
+    if raw is None:
+        return NO_TAGS
     if len(raw) > MAX_TAGS_BYTES:
         raise ValueError(f"x-understudy-tags has {len(raw)} bytes, at most {MAX_TAGS_BYTES} are taken")
-    tags: Mapping[str, Any] = json.loads(raw)
+    tags = json.loads(raw)
     if not isinstance(tags, dict):
         raise ValueError("x-understudy-tags must be a JSON object")
-    return RequestFacts(
-        endpoint=facts.endpoint,
-        client_request_id=facts.client_request_id,
-        shadow_off=facts.shadow_off,
-        tags={str(name): str(value) for name, value in tags.items()},
-    )
+    return {str(name): str(value) for name, value in tags.items() if value is not None}
 
 
 def _text(value: bytes | None) -> str | None:

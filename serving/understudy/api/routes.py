@@ -81,7 +81,7 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         Route("/shadow/feedback", guarded(feedback, key), methods=["POST"]),
         Route("/shadow/report", guarded(report, key)),
     ]
-    handlers: Any = {404: _not_found, 405: _not_allowed}
+    handlers: Any = {404: _not_found, 405: _not_allowed, 500: _broken}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -101,12 +101,14 @@ def guarded(handler: Handler, key: str | None) -> Handler:
 
 async def read_json(request: Request) -> dict[str, Any] | Response:
     """The body as a JSON object, or the answer that says what is wrong with it."""
-    raw = await request.body()
-    if len(raw) > MAX_FEEDBACK_BYTES:
-        return error(413, f"the body has {len(raw)} bytes, at most {MAX_FEEDBACK_BYTES} are taken")
+    raw = bytearray()
+    async for chunk in request.stream():  # and not body(): this process serves the champion, its memory counts
+        raw += chunk
+        if len(raw) > MAX_FEEDBACK_BYTES:
+            return error(413, f"the body has more than the {MAX_FEEDBACK_BYTES} bytes that are taken")
     try:
         body = json.loads(raw)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         return error(400, f"the body is not JSON: {fault}")
     if not isinstance(body, dict):
         return error(400, "the body must be a JSON object")
@@ -115,8 +117,9 @@ async def read_json(request: Request) -> dict[str, Any] | Response:
 
 def error(status: int, message: str) -> JSONResponse:
     """An OpenAI error body."""
-    kind = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
-    body = {"message": message, "type": kind.get(status, "invalid_request_error"), "param": None, "code": status}
+    kinds = {401: "authentication_error", 404: "not_found_error", 500: "server_error"}
+    kind = kinds.get(status, "invalid_request_error")
+    body = {"message": message, "type": kind, "param": None, "code": status}
     return JSONResponse({"error": body}, status_code=status)
 
 
@@ -124,5 +127,11 @@ async def _not_found(request: Request, _: Exception) -> Response:
     return error(404, f"{request.url.path} is not a route of /shadow")
 
 
-async def _not_allowed(request: Request, _: Exception) -> Response:
-    return error(405, f"{request.method} is not a method of {request.url.path}")
+async def _not_allowed(request: Request, fault: Exception) -> Response:
+    answer = error(405, f"{request.method} is not a method of {request.url.path}")
+    answer.headers.update(getattr(fault, "headers", None) or {})  # Allow
+    return answer
+
+
+async def _broken(request: Request, _: Exception) -> Response:
+    return error(500, f"{request.url.path} failed; the server's log says how")

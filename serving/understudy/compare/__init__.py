@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 
 from understudy.types import Comparison, Observation
@@ -14,8 +15,8 @@ COMPARATORS = {
 
 
 def compare(champion: Observation, challenger: Observation) -> Comparison:
-    """Every comparator's numbers on one pair of observations."""
+    """Every comparator's numbers on one pair of observations; one that is not finite could not be computed."""
     values: dict[str, float] = {}
     for module in COMPARATORS.values():
         values |= import_module(module).compare(champion, challenger)
-    return Comparison(values)
+    return Comparison({name: value for name, value in values.items() if math.isfinite(value)})

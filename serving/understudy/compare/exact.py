@@ -11,8 +11,8 @@ NAMES = {"exact_match": "fraction of the answers whose token ids are all the cha
 
 
 def compare(champion: Observation, challenger: Observation) -> Mapping[str, float]:
-    """``exact_match`` over the answers; absent when the challenger did not generate."""
+    """``exact_match`` over the answers; absent without an answer of its own or a shared vocabulary."""
     pairs = answer_pairs(champion, challenger)
-    if not pairs:
+    if not pairs or challenger.rendered != "token_ids":
         return {}
     return {"exact_match": sum(theirs.token_ids == mine.token_ids for theirs, mine in pairs) / len(pairs)}

@@ -174,6 +174,31 @@ def prepare_cpu() -> None:
         sampler.batched_count_greater_than = eager
 
 
+def skip_absent_head_adapter() -> None:
+    """Let an adapter that leaves lm_head alone leave the logits alone too.
+
+    vLLM adds a LoRA term to every row of logits, with an index that has one entry for each sampled row. Prompt
+    logprobs ask for more rows than that, and the engine dies ("einsum(): subscript b has size ..."). Where no
+    adapter has weights for lm_head the term is zero; here it is not computed.
+    """
+    from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA as Adapted
+
+    set_lora, get_logits = Adapted.set_lora, Adapted._get_logits
+
+    def set_and_remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.understudy_adapts_head = True
+        set_lora(self, *args, **kwargs)
+
+    def get_without_adapter(self: Any, hidden_states: Any, lm_head: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "understudy_adapts_head", False):
+            return get_logits(self, hidden_states, lm_head, *args, **kwargs)
+        head = getattr(lm_head, "base_layer", lm_head)
+        return self.base_layer._get_logits(hidden_states, head, *args, **kwargs)
+
+    Adapted.set_lora = set_and_remember
+    Adapted._get_logits = get_without_adapter
+
+
 def build(plans: Sequence[CorePlan], has_champion: bool, wake: threading.Event, events: Events) -> list[Core]:
     """Build the cores one after the other. A challenger that cannot be built is reported and left out."""
     cores: list[Core] = []
@@ -205,6 +230,7 @@ def main() -> None:
     threading.Thread(target=end_with_parent, daemon=True, name="end-with-parent").start()
     events = Events(os.fdopen(plan["events_fd"], "w"))
     prepare_cpu()
+    skip_absent_head_adapter()
     wake = threading.Event()
     cores = build([CorePlan(**core) for core in plan["cores"]], plan["has_champion"], wake, events)
     champion = cores[0] if plan["has_champion"] else None

@@ -6,12 +6,12 @@ The only file, with host.py and fork.py, that knows vLLM's types.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
@@ -103,9 +103,10 @@ class VllmEngine:
         self._llm = llm
         self._champion_tokenizer = champion.renderer.tokenizer
         self._tokenizer = llm.renderer.tokenizer
-        self.same_tokenizer = fingerprint(self._tokenizer) == fingerprint(self._champion_tokenizer)
+        self.same_tokenizer = shares_vocabulary(self._champion_tokenizer, self._tokenizer)
         self._max_model_len: int = llm.model_config.max_model_len
         self._lora = None if model.lora is None else LoRARequest(model.name, 1, model.lora)
+        self._can_score = model.lora is None or not adapts_head(model.lora)
         self._why_dead = ""
 
     def health(self) -> Health:
@@ -119,7 +120,8 @@ class VllmEngine:
 
     async def warm_up(self) -> None:
         """One scoring pass, so that the first exchange does not pay for what vLLM sets up lazily."""
-        await self._score_one((1, 2, 3), (4, 5))
+        if self._can_score:
+            await self._score_one((1, 2, 3), (4, 5))
 
     async def prepare(self, exchange: Exchange) -> ShadowRequest:
         """Identical token ids where the tokenizers agree, the same messages in its own template where not."""
@@ -145,7 +147,9 @@ class VllmEngine:
         )
 
     async def score(self, request: ShadowRequest) -> tuple[Score, ...]:
-        """One prefill-like pass for each champion answer."""
+        """One prefill-like pass for each champion answer; none where the adapter changes lm_head (see host.py)."""
+        if not self._can_score:
+            return ()
         return tuple(
             await asyncio.gather(
                 *(self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids)
@@ -240,10 +244,21 @@ async def translated(name: str) -> AsyncIterator[None]:
         raise Unsupported("rejected", f"{name} does not accept this request: {fault}") from fault
 
 
-def fingerprint(tokenizer: Any) -> str:
-    """Equal where two tokenizers give the same ids to the same tokens."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+def shares_vocabulary(champion: Any, challenger: Any) -> bool:
+    """Whether every token of the champion has the same id in the challenger, which may have more."""
+    return bool(champion.get_vocab().items() <= challenger.get_vocab().items())
+
+
+def adapts_head(adapter: str) -> bool:
+    """Whether a PEFT adapter has weights for lm_head."""
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    touched = [*(config.get("modules_to_save") or ()), *as_list(config.get("target_modules"))]
+    return any("lm_head" in name for name in touched)
+
+
+def as_list(names: Any) -> list[str]:
+    """PEFT writes one name as text and several as a list."""
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def refuse_token_parameters(parameters: SamplingParams) -> None:
@@ -269,11 +284,11 @@ def to_answer(outputs: list[CompletionOutput]) -> Answer:
 
 
 def describe_parameters(parameters: SamplingParams) -> Mapping[str, Any]:
-    """The parameters as JSON for the record: what differs from vLLM's defaults."""
-    defaults = SamplingParams()
+    """The parameters as JSON for the record: everything that is set."""
     described: dict[str, Any] = {}
     for name in SamplingParams.__struct_fields__:
         value = getattr(parameters, name)
-        if not name.startswith("_") and value != getattr(defaults, name):
-            described[name] = value if isinstance(value, (bool, int, float, str, list, dict, type(None))) else repr(value)
+        if not name.startswith("_") and value is not None:
+            plain = isinstance(value, bool | int | float | str | list | dict)
+            described[name] = value if plain else repr(value)
     return described

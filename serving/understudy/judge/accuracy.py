@@ -40,8 +40,8 @@ class Accuracy:
     NEEDS_PATTERN: ClassVar[bool] = True
     DECIDES: ClassVar[bool] = True
     HIGHEST: ClassVar[float] = 1.0
-    WORSE: ClassVar[str] = "{bound} {points} points less accurate than the champion"
-    BETTER: ClassVar[str] = "{bound} {points} points more accurate than the champion"
+    WORSE: ClassVar[str] = "the challenger is {bound} {points} points less accurate than the champion"
+    BETTER: ClassVar[str] = "the challenger is {bound} {points} points more accurate than the champion"
 
     def __init__(self, pattern: str | None) -> None:
         self._pattern = re.compile(pattern or "(.*)", re.IGNORECASE)

@@ -35,7 +35,7 @@ class Agreement:
         if is_missing(ending):
             return -1.0
         value = ending.comparison.values.get(VALUE) if ending.comparison else None
-        return None if value is None else round(min(max(value, 0.0), 1.0), 3)
+        return None if value is None else round(min(max(float(value), 0.0), 1.0), 3)
 
     def read(self, kept: object, label: str | None) -> Reading | None:
         """Missing answers lie anywhere between none and full agreement."""

@@ -51,7 +51,7 @@ class Metric(Protocol):
         NEEDS_LABEL: no reading before feedback has come.
         NEEDS_PATTERN: whether the gate must have a pattern; one that does not need it refuses it.
         DECIDES: False where it may only advise.
-        WORSE, BETTER: how a sentence says that the challenger is {bound} {points} points below, or above.
+        WORSE, BETTER: the clause that says that the challenger is {bound} {points} points below, or above.
         HIGHEST: the largest possible D = challenger - champion: 1, or 0 where the champion scores 1 by
             definition.
     """
@@ -67,8 +67,7 @@ class Metric(Protocol):
     def __init__(self, pattern: str | None) -> None: ...
 
     def keep(self, exchange: Exchange, ending: Ending) -> object | None:
-        """What ``read`` will need, short and without the texts; None if this exchange is no unit of this
-        metric.
+        """What ``read`` will need, short and without the texts; None if this exchange cannot count.
 
         Not called for what the user cancelled. Must be hashable and equal for equal input.
         """

@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from numbers import Real
 
 from understudy.errors import ConfigError
 from understudy.judge import metric_class
@@ -108,7 +107,7 @@ class GateVerdict:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _num_groups(pattern: str) -> int:

@@ -80,12 +80,11 @@ class Units:
         return exchange_id in self._entries
 
     def add(self, exchange_id: str, entry: Entry) -> None:
-        """One exchange that ended. A second ending of the same one changes nothing."""
-        if exchange_id not in self._entries:
-            self._entries[exchange_id] = entry
-            if entry.session is not None:
-                self._sessions[entry.session].append(exchange_id)
-            self._withdraw(_key(exchange_id, entry))
+        """One exchange that ended, and is not in here yet."""
+        self._entries[exchange_id] = entry
+        if entry.session is not None:
+            self._sessions[entry.session].append(exchange_id)
+        self._withdraw(_key(exchange_id, entry))
 
     def relabel(self, exchange_id: str) -> None:
         """The label of this exchange is new or has changed."""

@@ -28,10 +28,10 @@ def gate_sentence(gate: GateVerdict) -> str:
     """What one gate says, without a full stop."""
     if gate.decision is Decision.GO:
         shortfall = _shortfall(gate, gate.interval[0], "at most")
-        return f"{gate.metric}: {shortfall}, and {_points(gate.margin)} are allowed"
+        return f"{gate.metric}: {shortfall} ({_points(gate.margin)} allowed)"
     if gate.decision is Decision.NO_GO:
         shortfall = _shortfall(gate, gate.interval[1], "at least")
-        return f"{gate.metric}: {shortfall}, and only {_points(gate.margin)} are allowed"
+        return f"{gate.metric}: {shortfall} ({_points(gate.margin)} allowed)"
     if gate.units == 0:
         what = "labelled exchange" if metric_class(gate.metric).NEEDS_LABEL else "exchange"
         return f"{gate.metric}: no {what} has been judged yet"

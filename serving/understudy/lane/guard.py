@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 log = logging.getLogger("understudy.lane")
 
@@ -20,11 +19,27 @@ class Guard:
     def __init__(self) -> None:
         self.swallowed: Counter[str] = Counter()
 
-    @contextmanager
-    def __call__(self, operation: str) -> Iterator[None]:
-        """Swallow any Exception of the body; cancellation and exits pass."""
-        try:
-            yield
-        except Exception:
-            self.swallowed[operation] += 1
-            log.exception("swallowed in %s", operation)
+    def __call__(self, operation: str) -> Guarded:
+        """Swallow any Exception of the ``with`` body; cancellation and exits pass."""
+        return Guarded(self.swallowed, operation)
+
+
+class Guarded:
+    """One ``with`` body. A class, because ``__exit__`` says bool: so mypy knows that the code after it runs."""
+
+    __slots__ = ("_operation", "_swallowed")
+
+    def __init__(self, swallowed: Counter[str], operation: str) -> None:
+        self._swallowed = swallowed
+        self._operation = operation
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, _: type[BaseException] | None, fault: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        if not isinstance(fault, Exception):
+            return False
+        self._swallowed[self._operation] += 1
+        log.error("swallowed in %s", self._operation, exc_info=fault)
+        return True

@@ -177,8 +177,10 @@ class Lane:
             return
         for side in self.sides.values():
             side.ledger.sample()
+        exchange: Exchange | None = None
         with self.guard("intake"):
             exchange = offered.complete()
+        if exchange is not None:
             self._accept(exchange, offered.unsupported)
             return
         for side in self.sides.values():  # it could not be read: still accounted for
@@ -190,7 +192,9 @@ class Lane:
             offered = {name: side.ledger.offered for name, side in self.sides.items()}
             self._witnesses.accepted(exchange, list(self.sides), offered)
         for side in self.sides.values():
-            ending = self._ends_at_once(side, exchange, unsupported)
+            ending: Ending | None = Ending(State.FAILED, "internal")  # unless the next lines say otherwise
+            with self.guard("intake"):
+                ending = self._ends_at_once(side, exchange, unsupported)
             if ending is not None:
                 self._end(side, exchange, ending)
             else:
@@ -242,8 +246,10 @@ class Lane:
         side.running.discard(task)
         turns.release()
         if not task.cancelled():
-            fault = task.exception()
-            self._end(side, exchange, Ending(State.FAILED, "internal", str(fault)) if fault else task.result())
+            ending = Ending(State.FAILED, "internal", str(task.exception()))  # unless there is a better one
+            with self.guard("lane"):
+                ending = task.result()
+            self._end(side, exchange, ending)
         elif not self._closing:
             side.breaker.abandoned()
             self._end(side, exchange, Ending(State.SHED, "paused"))
@@ -256,15 +262,22 @@ class Lane:
         if not side.breaker.admits():
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         try:
-            async with asyncio.timeout(max(0.0, deadline_s - self._clock())):
-                ending = await shadow(exchange, side.engine, score=self.spec.score, generate=self.spec.generate)
-        except TimeoutError:
-            side.breaker.failed("no answer before the deadline")
-            return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
+            async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
+                ending = await shadow(
+                    exchange, side.engine, score=self.spec.score, generate=self.spec.generate
+                )
+        except asyncio.CancelledError:
+            if _told_to_stop():
+                raise
+            side.breaker.failed("the engine cancelled the work itself")
+            return Ending(State.FAILED, "CancelledError", "the engine cancelled the work itself")
         except Unsupported as fault:
             side.breaker.abandoned()
             return Ending(State.SHED, fault.reason, str(fault))
         except Exception as fault:  # the guard's business: counted, logged, never the champion's
+            if isinstance(fault, TimeoutError) and deadline.expired():  # ours, not one of the engine
+                side.breaker.failed("no answer before the deadline")
+                return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
             with self.guard(f"shadow {side.engine.name}"):
                 raise
             side.breaker.failed(f"{type(fault).__name__}: {fault}")
@@ -309,9 +322,19 @@ def is_sampled(exchange_id: str, fraction: float) -> bool:
 
 
 def num_tokens(exchange: Exchange, spec: ShadowSpec) -> int:
-    """Tokens the challenger will read and write, taking the champion's length for its own."""
+    """Tokens the challenger will read and write, taking the champion's length for its own.
+
+    Scoring reads the prompt once for each of the n answers, generating reads it once for all.
+    """
     prompt, answer = len(exchange.champion.prompt_token_ids), exchange.champion.num_generated_tokens
-    return (prompt + answer) * (int(spec.score) + int(spec.generate))
+    scored = prompt * len(exchange.champion.answers) + answer if spec.score else 0
+    return scored + (prompt + answer if spec.generate else 0)
+
+
+def _told_to_stop() -> bool:
+    """Whether this task was cancelled from outside: by pause() or close()."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def reason_of(fault: Exception) -> str:

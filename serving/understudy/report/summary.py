@@ -1,0 +1,53 @@
+"""The figures of one challenger that status does not have. Whoever reads the record fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Two answers to one exchange that differ. ``prompt`` is None where the record was redacted."""
+
+    exchange_id: str
+    prompt: str | None
+    champion_text: str
+    challenger_text: str
+    token_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengerSummary:
+    """Fractions in [0, 1]; None where a figure is not known, which is shown as a dash and never as 0.
+
+    Attributes:
+        name: as in status.
+        compared: exchanges behind these figures.
+        exact_match_fraction: answers whose token ids are all the champion's.
+        token_agreement_mean: equal positions over the longer answer.
+        champion_accuracy: over labelled exchanges; shown where no accuracy gate is set.
+        challenger_accuracy: over the same exchanges.
+        champion_ttft_p50_ms: median time to first token.
+        challenger_ttft_p50_ms: the same, under the load of the lane.
+        champion_end_to_end_p50_ms: median time from arrival to the last token.
+        challenger_end_to_end_p50_ms: the same, under the load of the lane.
+        shadow_busy_s: device seconds that the challenger used.
+        shadow_tokens: tokens that it scored or generated.
+        champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the challenger.
+        disagreements: the worst ones, worst first.
+    """
+
+    name: str
+    compared: int = 0
+    exact_match_fraction: float | None = None
+    token_agreement_mean: float | None = None
+    champion_accuracy: float | None = None
+    challenger_accuracy: float | None = None
+    champion_ttft_p50_ms: float | None = None
+    challenger_ttft_p50_ms: float | None = None
+    champion_end_to_end_p50_ms: float | None = None
+    challenger_end_to_end_p50_ms: float | None = None
+    shadow_busy_s: float | None = None
+    shadow_tokens: int | None = None
+    champion_logprob_mean: float | None = None
+    disagreements: tuple[Disagreement, ...] = ()

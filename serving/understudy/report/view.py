@@ -1,0 +1,212 @@
+"""Status and summaries laid side by side, with every number already in words. Shared by table.py and page.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.report.summary import ChallengerSummary, Disagreement
+
+NOT_ENOUGH_DATA = "NOT ENOUGH DATA"
+VERDICTS = ("GO", "NO-GO", NOT_ENOUGH_DATA)
+DASH = "-"
+MEASURES = {"missing": "answered", "agreement": "token agreement"}
+"""What a gate's means are means of, where its name does not say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row: a measure of both sides. ``note`` says how they differ, or what the number means."""
+
+    name: str
+    champion: str
+    challenger: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many exchanges are in one state, why, and which share that is of what was sampled."""
+
+    name: str
+    exchanges: str
+    share: str
+    reasons: tuple[Count, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GateView:
+    """One gate. The numbers are for the plot, fractions; the strings are for people, in points."""
+
+    measure: str
+    decision: str
+    reason: str
+    advisory: bool
+    units: str
+    champion: str
+    challenger: str
+    difference: str
+    interval: str
+    margin: str
+    confidence: str
+    margin_fraction: float
+    difference_fraction: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengerView:
+    """Everything there is to show of one challenger."""
+
+    name: str
+    model: str
+    verdict: str
+    reason: str
+    gates: tuple[GateView, ...]
+    figures: tuple[Figure, ...]
+    counts: tuple[Count, ...]
+    disagreements: tuple[Disagreement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportView:
+    """The whole report."""
+
+    champion: str
+    model: str
+    phase: str
+    placement: str
+    challengers: tuple[ChallengerView, ...]
+
+
+def report_view(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary]) -> ReportView:
+    """``status`` as in DESIGN.md's contract. A summary without a challenger in status is shown too."""
+    champion = status.get("champion") or {}
+    found = {summary.name: summary for summary in summaries}
+    listed = {str(one.get("name", "challenger")): one for one in status.get("challengers") or ()}
+    names = [*listed, *(name for name in found if name not in listed)]
+    return ReportView(
+        champion=str(champion.get("name") or "champion"),
+        model=str(champion.get("model") or ""),
+        phase=str(status.get("phase") or "unknown"),
+        placement=str(status.get("placement") or "unknown"),
+        challengers=tuple(
+            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name))) for name in names
+        ),
+    )
+
+
+def _challenger(name: str, status: Mapping[str, Any], summary: ChallengerSummary) -> ChallengerView:
+    verdict = status.get("verdict") or {}
+    word = verdict.get("verdict")
+    gates = tuple(_gate(gate) for gate in verdict.get("gates") or ())
+    return ChallengerView(
+        name=name,
+        model=str(status.get("model") or ""),
+        verdict=word if word in VERDICTS else NOT_ENOUGH_DATA,
+        reason=str(verdict.get("reason") or "There is no verdict yet."),
+        gates=gates,
+        figures=_figures(summary, gates),
+        counts=_counts(status.get("counts") or {}),
+        disagreements=summary.disagreements,
+    )
+
+
+def _gate(gate: Mapping[str, Any]) -> GateView:
+    low, high = gate.get("interval") or (-1.0, 1.0)
+    alpha = float(gate.get("alpha", 0.05))
+    ends = {1 - alpha, 1 - float(gate.get("alpha_no_go", alpha))}
+    margin = float(gate["margin"])
+    decimals = 1 if margin >= 0.01 else 2 if margin >= 0.001 else 3
+    return GateView(
+        measure=MEASURES.get(gate["metric"], str(gate["metric"])),
+        decision=str(gate.get("decision") or NOT_ENOUGH_DATA),
+        reason=str(gate.get("reason") or ""),
+        advisory=bool(gate.get("advisory")),
+        units=number(gate.get("units", 0)),
+        champion=percent(gate.get("champion_mean")),
+        challenger=percent(gate.get("challenger_mean")),
+        difference=points(gate.get("difference"), decimals),
+        interval=f"{points(low, decimals)} to {points(high, decimals)}",
+        margin=points(-margin, decimals),
+        confidence=" and ".join(f"{end * 100:.4g}%" for end in sorted(ends)),
+        margin_fraction=margin,
+        difference_fraction=gate.get("difference"),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def _figures(summary: ChallengerSummary, gates: Sequence[GateView]) -> tuple[Figure, ...]:
+    tokens = f"{number(summary.shadow_tokens)} tokens" if summary.shadow_tokens is not None else ""
+    both = percent(summary.champion_accuracy), percent(summary.challenger_accuracy)
+    judged = any(gate.measure == "accuracy" for gate in gates)  # then it is there, with an interval
+    accuracy = () if judged or both == (DASH, DASH) else (Figure("accuracy", *both, "no gate is set on it"),)
+    return (
+        *accuracy,
+        Figure("same answer", "", percent(summary.exact_match_fraction), f"of {number(summary.compared)} exchanges"),
+        Figure("token agreement", "", percent(summary.token_agreement_mean), "mean over exchanges"),
+        Figure("champion's tokens", "", _nats(summary.champion_logprob_mean), "logprob under the challenger"),
+        _latency("TTFT p50", summary.champion_ttft_p50_ms, summary.challenger_ttft_p50_ms),
+        _latency("end to end p50", summary.champion_end_to_end_p50_ms, summary.challenger_end_to_end_p50_ms),
+        Figure("shadow cost", "", _seconds(summary.shadow_busy_s), tokens),
+    )
+
+
+def _latency(name: str, champion: float | None, challenger: float | None) -> Figure:
+    ratio = f"{challenger / champion:.2f}x the champion's" if champion and challenger is not None else ""
+    return Figure(name, _milliseconds(champion), _milliseconds(challenger), ratio)
+
+
+def _counts(counts: Mapping[str, Any]) -> tuple[Count, ...]:
+    sampled = int(counts.get("sampled") or 0)
+    heads = (_count("offered", counts.get("offered") or 0, 0), _count("sampled", sampled, 0))
+    states = ("pending", "compared", "shed", "failed", "expired", "cancelled")
+    return heads + tuple(_count(state, counts.get(state) or 0, sampled) for state in states)
+
+
+def _count(name: str, value: int | Mapping[str, int], sampled: int) -> Count:
+    reasons = value if isinstance(value, Mapping) else {}
+    total = value if isinstance(value, int) else sum(value.values())
+    most_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    share = percent(total / sampled) if sampled else ""
+    return Count(name, number(total), share, tuple(_count(why, n, sampled) for why, n in most_first))
+
+
+def number(value: float | None) -> str:
+    """A count: 12,345."""
+    return DASH if value is None else f"{value:,}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction: 84.0%. Never 100.0% or 0.0% for what is only nearly so."""
+    if fraction is None:
+        return DASH
+    text = f"{fraction * 100:.1f}"
+    if (text == "100.0" and fraction < 1) or (text == "0.0" and fraction > 0):
+        text = f"{fraction * 100:.4g}"
+    return f"{text}%"
+
+
+def points(fraction: float | None, decimals: int = 1) -> str:
+    """A difference of two fractions, in signed percentage points: +0.8."""
+    if fraction is None:
+        return DASH
+    rounded = round(fraction * 100, decimals)
+    return f"{rounded:+.{decimals}f}" if rounded else f"{0:.{decimals}f}"
+
+
+def _nats(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3f} nats"
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def _seconds(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.1f} s busy"

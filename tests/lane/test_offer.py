@@ -1,0 +1,108 @@
+"""offer() is the one call on the answer's path: it never raises, never awaits, never copies, keeps one reference."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from tests.builders import Ear, Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
+from understudy.lane import lane as lane_module
+from understudy.lane.lane import Lane
+
+
+class Untouchable:
+    """Every attribute of it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+@in_loop
+async def test_offer_does_not_look_at_what_it_is_given() -> None:
+    async with running(WatchedEngine()) as stage:
+        assert stage.lane.offer(Untouchable()) is None  # type: ignore[arg-type,func-returns-value]
+        await turns(5)
+        stage.lane.offer(Offer())  # the lane goes on
+        await stage.ear.hears(1)
+        assert stage.lane.guard.swallowed == {"intake": 1}
+        assert stage.counts()["offered"] == 2
+        assert stage.counts()["compared"] == 1
+
+
+@in_loop
+async def test_nothing_runs_inside_offer() -> None:
+    assert not inspect.iscoroutinefunction(Lane.offer)
+    engine = WatchedEngine()
+    async with running(engine) as stage:
+        asked = engine.health_asked
+        given = Offer()
+        stage.lane.offer(given)
+        assert given.completed == 0
+        assert engine.health_asked == asked
+        assert not engine.calls
+        assert not stage.ear.accepted_ids
+        assert stage.counts()["offered"] == 0  # even counting waits
+
+
+@in_loop
+async def test_offer_does_not_raise_whatever_is_broken_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "MAX_INBOX", 1)
+    engine = WatchedEngine(faults={name: RuntimeError(name) for name in ("prepare", "score", "generate")})
+    async with running(engine, ear=Ear(fault=RuntimeError("ear"))) as stage:
+        stage.lane.offer(Offer(exchange("a"), fault=RuntimeError("complete")))
+        stage.lane.offer(Offer(exchange("b")))
+        await stage.lane.idle()
+        stage.lane.offer(Offer(exchange("c")))
+        await stage.lane.idle()
+        assert stage.counts()["failed"] == {"unreadable": 1, "RuntimeError": 1}
+        assert stage.counts()["shed"] == {"inbox_full": 1}
+
+
+@in_loop
+async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "MAX_INBOX", 10)
+    engines = WatchedEngine("a"), WatchedEngine("b")
+    async with running(*engines, spec=shadow_spec(sample=0.5)) as stage:
+        given = offers(50)
+        given[20].shadow_off = True
+        for each in given:
+            stage.lane.offer(each)
+        full = sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off)
+        assert len(stage.lane._inbox) == 10
+        assert 0 < full < 39
+        await stage.lane.idle()
+        for name in "ab":
+            counts = stage.counts(name)
+            assert counts["offered"] == 50
+            assert counts["shed"] == {"inbox_full": full}
+            assert counts["compared"] == sum(
+                lane_module.is_sampled(each.exchange_id, 0.5) for each in given[:10]
+            )
+        assert not any(each.completed for each in given[10:])  # not even copied
+
+
+@in_loop
+async def test_what_is_offered_before_the_start_is_taken_up_then() -> None:
+    stage_ear = Ear()
+    lane = Lane([WatchedEngine()], shadow_spec(), stage_ear)
+    lane.offer(Offer())
+    lane.start()
+    await stage_ear.hears(1)
+    assert stage_ear.words() == ["compared"]
+    await lane.close()
+
+
+@in_loop
+async def test_the_intake_lets_the_answers_go_first() -> None:
+    """One exchange a turn of the loop, however many were offered."""
+    async with running(WatchedEngine()) as stage:
+        for each in offers(100):
+            stage.lane.offer(each)
+        taken = []
+        for _ in range(20):
+            before = stage.counts()["sampled"]
+            await turns(1)
+            taken.append(stage.counts()["sampled"] - before)
+        assert max(taken) == 1
