@@ -21,6 +21,7 @@ import click
 from understudy.config import parse
 from understudy.errors import ConfigError, EngineStartError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -36,13 +37,22 @@ def serve_forever(raw: Mapping[str, Any], *, host: str, port: int) -> None:
         ConfigError: the configuration is wrong; nothing was started.
         EngineStartError: the champion did not come up.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with running(raw, host=host, port=port) as url:
-        click.echo(f"understudy: serving on {url}; the shadow is at {url}/shadow/status")
-        stop.wait()
-        click.echo("understudy: ending")
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        with running(raw, host=host, port=port) as url:
+            click.echo(f"understudy: serving on {url}; the shadow is at {url}/shadow/status")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        click.echo("understudy: ended")
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Also in the middle of a start, which takes its time; a second signal must not leave half of it running."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    click.echo(f"understudy: {signal.Signals(number).name}, ending")
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -61,7 +71,11 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
 
     from understudy.app import build
 
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    for number, handler in handlers.items():  # Ray puts its own in place, which aborts on SIGTERM
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
     try:
         serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         try:
@@ -72,18 +86,8 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
         shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{port}"
     finally:
-        with no_interrupt():
-            serve.shutdown()
-            ray.shutdown()
-
-
-@contextmanager
-def no_interrupt() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of it running."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    yield
+        serve.shutdown()
+        ray.shutdown()
 
 
 def is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from understudy import __version__
@@ -19,7 +20,8 @@ from understudy.errors import EngineDead
 from understudy.lane.lane import Lane
 from understudy.lane.ledger import total
 from understudy.record import Accepted, Control, Ended, Feedback, RecordKeeper, from_json
-from understudy.summaries import Summaries
+from understudy.report.page import report_page
+from understudy.report.tally import Tallies
 from understudy.types import Ending, Exchange, State
 from understudy.judge.verdict import Judge
 
@@ -39,8 +41,7 @@ class Server:
         self._engines = engines
         self._keeper = keeper
         self._judge = Judge(config.gates)
-        self._summaries = Summaries()
-        self._ids: dict[str, list[str]] = {}
+        self._tallies = Tallies()
         self._lane = Lane(
             engines.challengers, config.shadow, self, champion_load=engines.champion.get_num_unfinished_requests
         )
@@ -93,7 +94,7 @@ class Server:
         """Steps 8 and 9: keep the ending, and let the judge see it."""
         self._keeper.append(Ended(exchange.exchange_id, challenger, ending, time.time()))
         self._judge.ended(exchange, challenger, ending)
-        self._summaries.ended(exchange, challenger, ending)
+        self._tallies.ended(exchange, challenger, ending)
 
     # what the routes ask
 
@@ -146,11 +147,17 @@ class Server:
         self._lane.resume()
         self._note("resume")
 
-    async def report(self) -> str:
-        """The report as one HTML page."""
-        from understudy.report.page import render_page
+    async def report(self) -> dict[str, Any]:
+        """Status and the figures of each challenger: what the page and the table are made of."""
+        status = await self.status()
+        busy_s = {challenger["name"]: challenger["busy_s"] for challenger in status["challengers"]}
+        return {"status": status, "summaries": [asdict(one) for one in self._tallies.summaries(busy_s)]}
 
-        return render_page(await self.status(), self._summaries.all(), generated_unix_s=time.time())
+    async def report_page(self) -> str:
+        """The same as one HTML page."""
+        status = await self.status()
+        busy_s = {challenger["name"]: challenger["busy_s"] for challenger in status["challengers"]}
+        return report_page(status, self._tallies.summaries(busy_s), generated_unix_s=time.time())
 
     # inside
 
@@ -194,7 +201,7 @@ class Server:
                 )
                 assert isinstance(ended, Ended)
                 self._judge.ended(accepted.exchange, name, ended.ending)
-                self._summaries.ended(accepted.exchange, name, ended.ending)
+                self._tallies.ended(accepted.exchange, name, ended.ending)
             for given in view["feedback"]:
                 self._label(accepted.exchange.exchange_id, given["label"])
 

@@ -199,6 +199,22 @@ def test_labels_come_before_or_after_and_count_once(new_desk: NewDesk, accuracy:
         assert judge.verdict(challenger).gates[0].difference == -1
 
 
+@pytest.mark.parametrize("session", [None, "s"])
+def test_a_second_ending_of_an_exchange_changes_nothing(
+    new_desk: NewDesk, accuracy: Gate, session: str | None
+) -> None:
+    desk = new_desk(accuracy)
+    for name in "ab":
+        desk.end(exchange(name, "Category: refund", session=session, at=desk.now[0]), name == "a")
+        desk.label(name)
+    desk.now[0] += 100
+    before = desk.judge.verdict("challenger")
+    for ending in (True, False, State.SHED):
+        desk.end(exchange("b", "Category: refund", session=session, at=desk.now[0] - 50), ending)
+    assert desk.judge.verdict("challenger") == before
+    assert before.gates[0].difference == -0.5
+
+
 def test_a_changed_label_replaces_the_old_one(new_desk: NewDesk, accuracy: Gate) -> None:
     judge = new_desk(accuracy).judge
     judge.ended(exchange("a", "Category: refund"), "challenger", compared("Category: other"))

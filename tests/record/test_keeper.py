@@ -116,6 +116,7 @@ def test_append_does_not_wait_for_a_disk_that_hangs_and_health_says_so(tmp_path:
 
         asyncio.run(hang())
         flush(keeper)  # it was said once
+        clock[0] = 99.0  # the attempt is over: nothing is stalled
         assert keeper.health() == (True, "50 events were lost")
     assert [id for id in ids(tmp_path) if id] == [f"ex-{number}" for number in range(101)]
     assert sum(decode(line).get("num_lost", 0) for line in whole_lines(tmp_path)) == 50
@@ -293,8 +294,11 @@ def test_close_writes_what_is_queued_and_gives_the_folder_back(tmp_path: Path) -
     assert ids(tmp_path) == ["ex-1"]
     assert keeper.health()[0] is False
     keeper.append(accepted(2))
-    assert keeper.num_lost == 1
-    with pytest.raises(RecordError, match=r"it was closed; 1 events were lost"):
+    keeper._writer._queue.append(accepted(3))  # a thread that was in append() at that very moment
+    with pytest.raises(RecordError, match="2 events were lost"):
+        keeper.close()
+    assert keeper.num_lost == 2
+    with pytest.raises(RecordError, match=r"it was closed; 2 events were lost"):
         flush(keeper)
     open_keeper(tmp_path).close()
 
@@ -367,11 +371,46 @@ def test_a_cancelled_flush_and_a_closed_loop_harm_nobody(tmp_path: Path) -> None
             await asyncio.to_thread(disk.is_in_sync.wait)
             waiting.cancel()
 
-        asyncio.run(leave())
+        asyncio.run(leave())  # its loop is closed before the flush is over
         disk.may_sync.set()
         keeper.append(feedback("ex-1"))
         flush(keeper)
         assert keeper.health() == (True, "")
+
+
+def test_a_cancelled_flush_does_not_disturb_its_loop(tmp_path: Path) -> None:
+    disk, complaints = FakeDisk(), []
+    disk.may_sync.clear()
+    with keeping(tmp_path, disk=disk.seams()) as keeper:
+        keeper.append(accepted(1))
+
+        async def leave_and_stay() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda loop, context: complaints.append(context))
+            waiting = asyncio.create_task(keeper.flush())
+            await asyncio.to_thread(disk.is_in_sync.wait)
+            waiting.cancel()
+            disk.may_sync.set()
+            await keeper.flush()
+
+        asyncio.run(leave_and_stay())
+    assert complaints == []
+
+
+def test_a_backlog_is_written_in_groups_as_far_as_the_disk_has_room(tmp_path: Path) -> None:
+    disk = FakeDisk(free_bytes=0)
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+        for number in range(6):
+            keeper.append(accepted(number))
+        with pytest.raises(RecordError, match="space"):
+            flush(keeper)
+        disk.free_bytes = SMALL.group_bytes + 1_000
+        with pytest.raises(RecordError, match="space"):
+            flush(keeper)
+        assert 0 < len(keeper.find("ex-0")) <= 1
+        disk.free_bytes = 1 << 20
+        flush(keeper)
+    assert ids(tmp_path) == [f"ex-{number}" for number in range(6)]
 
 
 def test_many_threads_append_at_once(tmp_path: Path) -> None:

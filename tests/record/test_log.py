@@ -39,6 +39,13 @@ def test_lines_come_back_and_are_found_at_their_places(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+def test_what_a_killed_writer_left_is_synced_before_it_is_believed(tmp_path: Path) -> None:
+    write(tmp_path, LINES)
+    disk = FakeDisk()
+    open_log(tmp_path, disk.seams()).close()
+    assert disk.calls == ["sync"]
+
+
 def test_files_and_folder_are_private(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:

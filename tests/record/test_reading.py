@@ -119,6 +119,15 @@ def test_the_index_is_bounded_and_what_it_forgot_is_still_found(tmp_path: Path) 
     keeper.close()
 
 
+def test_an_index_that_forgot_only_exchanges_knows_that_it_did(tmp_path: Path) -> None:
+    keeper = open_keeper(tmp_path, max_indexed=1)
+    for number in range(2):
+        keeper.append(accepted(number))
+    flush(keeper)
+    assert ids(keeper.find("ex-0")) == ["ex-0"]
+    keeper.close()
+
+
 def test_one_client_id_on_everything_is_cut_at_a_hundred(tmp_path: Path) -> None:
     keeper = open_keeper(tmp_path)
     for number in range(120):
@@ -199,6 +208,28 @@ def test_a_damaged_ending_leaves_the_exchange_unfinished(filled: Path) -> None:
         ("ex-1", "c"),
     ]
     assert keeper.find("ex-1")[0]["challengers"]["b"]["state"] == "pending"
+
+
+def test_damage_that_only_the_whole_record_shows(filled: Path) -> None:
+    line = b'{"v":1,"kind":"accepted","exchange_id":"ex-9","challengers":[],"prompt_text":"\xff"}'
+    with segment_path(filled, 1).open("ab") as file:
+        file.write(frame(line))
+    reader = RecordReader(filled)
+    assert ids(list(reader.iterate())) == ["ex-2", "ex-3", "ex-1"]
+    assert reader.damage.num_damaged == 1
+    with pytest.raises(RecordError, match="not JSON"):
+        reader.find("ex-9")
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_free_again(filled: Path) -> None:
+    last = segment_path(filled, 99)
+    last.write_bytes(b"")
+    hidden = segment_path(filled, 98)
+    hidden.mkdir()
+    with pytest.raises(RecordError, match="cannot be read"):
+        open_keeper(filled)
+    hidden.rmdir()
+    open_keeper(filled).close()
 
 
 def test_a_line_of_another_version_is_damage_with_a_place(filled: Path) -> None:

@@ -25,8 +25,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("dedicated")
     models = make(folder / "models")
     return {
-        "champion": {"model": models["qwen2"], "name": "champ", "engine_args": SMALL},
-        "challenger": {"model": models["llama"], "name": "rival", "engine_args": SMALL},
+        "champion": {"model": models["llama"], "name": "champ", "engine_args": SMALL},
+        "challenger": {"model": models["qwen2"], "name": "rival", "engine_args": SMALL},
         "placement": "dedicated",
         "auth": {"shadow_key": "secret"},
         "record": {"url": str(folder / "record")},
@@ -51,9 +51,9 @@ def settled(server: Running) -> dict[str, Any]:
 
 
 def ask(server: Running) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
     messages: list[Any] = [{"role": "user", "content": "the lazy dog"}]
-    return client.chat.completions.create(model="champ", messages=messages, max_tokens=12, temperature=0)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        return client.chat.completions.create(model="champ", messages=messages, max_tokens=12, temperature=0)
 
 
 def engine_pids(server: Running) -> list[int]:

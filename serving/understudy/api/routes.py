@@ -33,7 +33,10 @@ class Shadow(Protocol):
     def resume(self) -> None:
         """Go on."""
 
-    async def report(self) -> str:
+    async def report(self) -> Mapping[str, Any]:
+        """What the report is made of."""
+
+    async def report_page(self) -> str:
         """The report as an HTML page."""
 
 
@@ -70,8 +73,10 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
             return error(400, "feedback is {'request_id': text, 'label': text}; either is missing or not text")
         return JSONResponse({"request_id": wanted, "known": await shadow.feedback(wanted, label)})
 
-    async def report(_: Request) -> Response:
-        return HTMLResponse(await shadow.report())
+    async def report(request: Request) -> Response:
+        if request.query_params.get("format") == "json":
+            return JSONResponse(await shadow.report())
+        return HTMLResponse(await shadow.report_page())
 
     routes = [
         Route("/shadow/status", guarded(status, key)),

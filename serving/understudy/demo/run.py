@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from understudy.demo.models import DemoModels, build
 from understudy.demo.tickets import LABEL_PATTERN, Ticket, held_out_tickets
 from understudy.launch import free_port, running
-from understudy.report.table import render_table
+from understudy.report.fetch import fetch
+from understudy.report.table import print_report
 
 CONCURRENCY = 8
 MAX_TOKENS = 64
@@ -45,7 +46,7 @@ def run(models_folder: Path, *, num_tickets: int, port: int, out: Path) -> int:
         status = wait_for_shadow(url, console)
         console.rule("4. verdicts")
         report = httpx.get(f"{url}/shadow/report", timeout=60).text
-        console.print(render_table(status, httpx.get(f"{url}/shadow/summaries", timeout=60).json()))
+        print_report(*fetch(url), console)
     page = out / "report.html"
     page.write_text(report)
     console.print(f"report: {page.resolve()}")

@@ -111,6 +111,8 @@ class VllmEngine:
 
     def health(self) -> Health:
         """Ready until the core is gone."""
+        if not self._why_dead and self._llm.errored:
+            return Health(False, "its engine core is gone")
         return Health(not self._why_dead, self._why_dead)
 
     def died(self, why: str) -> None:
@@ -164,7 +166,7 @@ class VllmEngine:
 
     async def busy_s(self) -> float:
         """Asked of the driver; 0.0 when it cannot answer."""
-        if self._why_dead:
+        if not self.health().ready:
             return 0.0
         call = self._llm.engine_core.call_utility_async("understudy_busy_s")
         return float(await asyncio.wait_for(call, BUSY_TIMEOUT_S))

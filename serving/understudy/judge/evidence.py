@@ -114,10 +114,8 @@ class Evidence:
 
         Wrong at any look ever with probability at most alpha; above -margin exactly when GO holds.
         """
-        if not self.counts.size or self.values[-1] <= self.lowest:
-            return self.lowest
         threshold, low, high = math.log(1 / alpha), self.lowest, self.highest
-        for _ in range(30):  # E_t(m) falls in m, from infinity at the lowest m; 30 halvings give 2e-9
+        for _ in range(30):  # E_t(m) falls in m; 30 halvings give 2e-9
             middle = (low + high) / 2
             if _log_mean_exp(self._log_products(middle)) >= threshold:
                 low = middle

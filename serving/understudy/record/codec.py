@@ -49,15 +49,13 @@ def encode(event: Event, describe_parameters: DescribeParameters) -> bytes:
     A value inside ``parameters``, ``tags`` or ``detail`` that JSON does not know is written as its ``repr``.
 
     Raises:
-        Whatever ``describe_parameters`` raises; TypeError, ValueError and others if the event cannot be
-        written.
+        Whatever ``describe_parameters`` raises, and TypeError, ValueError, ... if the event makes no JSON.
     """
     document = to_json(event, describe_parameters)
     try:
         return _ENCODER.encode(document)
-    except (
-        UnicodeEncodeError
-    ):  # half a surrogate pair that some client sent; only the slow encoder escapes it
+    except UnicodeEncodeError:
+        # Half a surrogate pair that some client sent: only the slow encoder escapes it.
         return json.dumps(document, default=repr, separators=(",", ":")).encode("ascii")
 
 
@@ -252,8 +250,7 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
 
 
 def _numbers(values: tuple[float, ...]) -> tuple[float | str, ...]:
-    # One sum tells in C whether any of them is not finite. A sum that overflows only takes the slow way in
-    # vain.
+    # One sum tells in C whether any is not finite. A sum that overflows only takes the slow way in vain.
     if math.isfinite(sum(values)):
         return values
     return tuple(value if math.isfinite(value) else str(float(value)) for value in values)

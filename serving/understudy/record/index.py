@@ -33,7 +33,7 @@ class _Entry:
 
 
 class Index:
-    """The newest exchanges; see MEMORY in reading.py's test for what one costs."""
+    """The newest exchanges."""
 
     def __init__(self, max_exchanges: int = MAX_EXCHANGES) -> None:
         self._max_exchanges = max_exchanges

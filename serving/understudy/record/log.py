@@ -58,7 +58,8 @@ class SegmentLog:
                 logger.warning("%s can be opened by others; its files cannot", folder)
             if numbers := segments(folder):
                 self._segment = numbers[-1]
-                self._size_bytes, self.num_cut_bytes = _cut_tail(segment_path(folder, self._segment))
+                path = segment_path(folder, self._segment)
+                self._size_bytes, self.num_cut_bytes = _cut_tail(path, disk.sync)
         except OSError as error:
             self._lock.close()
             raise RecordError(f"{folder} cannot be written: {error}") from error
@@ -137,7 +138,7 @@ def _pieces(lines: Sequence[bytes]) -> Iterator[bytes]:
         yield b"".join(piece)
 
 
-def _cut_tail(path: Path) -> tuple[int, int]:
+def _cut_tail(path: Path, sync: Callable[[int], None]) -> tuple[int, int]:
     """The size of the whole lines, all on disk now, and how many bytes after them were cut away."""
     with path.open("r+b") as file:
         end = size_bytes = file.seek(0, os.SEEK_END)
@@ -152,9 +153,7 @@ def _cut_tail(path: Path) -> tuple[int, int]:
         if end < size_bytes:
             logger.warning("%s: cut %d bytes of a half-written record at its end", path, size_bytes - end)
             file.truncate(end)
-        os.fsync(
-            file.fileno()
-        )  # a killed writer may have left lines in the page cache that will be believed now
+        sync(file.fileno())  # what a killed writer left in the page cache will be believed from now on
     return end, size_bytes - end
 
 

@@ -111,10 +111,8 @@ class Ledger:
         """One more event."""
         self.num_records += 1
         self.num_lost += head.num_lost
-        for name, num_offered in head.offered.items():
-            self._offered[name] = max(
-                num_offered, self._offered[name]
-            )  # cumulative: the later is the greater
+        for name, num_offered in head.offered.items():  # cumulative: the later is the greater
+            self._offered[name] = max(num_offered, self._offered[name])
         match head.kind:
             case "accepted":
                 self._sampled.update(head.challengers)

@@ -97,9 +97,8 @@ class Writer:
         """Nothing happens before start()."""
         self._log, self._on_disk, self._describe_parameters = log, on_disk, describe_parameters
         self._limits, self._world = limits, world
-        self._queue: deque[Event | Flush] = (
-            deque()
-        )  # all that callers and thread share; its methods are atomic
+        # All that callers and the thread share. A deque's append, popleft and len are atomic.
+        self._queue: deque[Event | Flush] = deque()
         self._backlog = Backlog()
         self._wake, self._stopping = threading.Event(), False
         self._stopped: str | None = None

@@ -1,7 +1,7 @@
 """The report as one HTML page in one file: no script, no font, no image, nothing fetched from anywhere.
 
-Prompts and answers are other people's text. The template escapes everything, and the page's own content security
-policy forbids scripts, should something ever slip through.
+Prompts and answers are other people's text. The template escapes everything, and the page's own content
+security policy forbids scripts, should something ever slip through.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class SideBySide:
 
 
 def report_page(
-    status: Mapping[str, Any], summaries: Sequence[ChallengerSummary], *, generated_unix_s: float | None = None
+    status: Mapping[str, Any],
+    summaries: Sequence[ChallengerSummary],
+    *,
+    generated_unix_s: float | None = None,
 ) -> str:
     """The whole page, for ``GET /shadow/report`` and for a file.
 

@@ -33,7 +33,8 @@ class ChallengerSummary:
         challenger_end_to_end_p50_ms: the same, under the load of the lane.
         shadow_busy_s: device seconds that the challenger used.
         shadow_tokens: tokens that it scored or generated.
-        champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the challenger.
+        champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the
+            challenger.
         disagreements: the worst ones, worst first.
     """
 

@@ -1,4 +1,4 @@
-"""The report in a terminal: one block per challenger, verdict first. Fits 100 columns and cuts nothing off."""
+"""The report in a terminal: a block per challenger, verdict first. Fits 100 columns and cuts nothing off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from rich.text import Text
 from understudy.report.summary import ChallengerSummary
 from understudy.report.view import ChallengerView, GateView, ReportView, report_view
 
-COLOURS = {"GO": "bold white on green", "NO-GO": "bold white on red", "NOT ENOUGH DATA": "bold black on yellow"}
+COLOURS = {
+    "GO": "bold white on green",
+    "NO-GO": "bold white on red",
+    "NOT ENOUGH DATA": "bold black on yellow",
+}
 
 
 def report_table(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary]) -> RenderableType:
@@ -88,10 +92,14 @@ def _counts(challenger: ChallengerView) -> Padding:
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", padding=(0, 1))
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
+        table.add_column(
+            heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0
+        )
     return table
 
 
 def _plain(text: str) -> str:
     """Names and reasons may come from outside: no control sequence reaches the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

@@ -1,4 +1,4 @@
-"""Status and summaries laid side by side, with every number already in words. Shared by table.py and page.py."""
+"""Status and summaries laid side by side, every number already in words. For table.py and page.py."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class GateView:
     interval: str
     margin: str
     confidence: str
+    missing: str
     margin_fraction: float
     difference_fraction: float | None
     low: float
@@ -93,7 +94,8 @@ def report_view(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary
         phase=str(status.get("phase") or "unknown"),
         placement=str(status.get("placement") or "unknown"),
         challengers=tuple(
-            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name))) for name in names
+            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name)))
+            for name in names
         ),
     )
 
@@ -132,6 +134,7 @@ def _gate(gate: Mapping[str, Any]) -> GateView:
         interval=f"{points(low, decimals)} to {points(high, decimals)}",
         margin=points(-margin, decimals),
         confidence=" and ".join(f"{end * 100:.4g}%" for end in sorted(ends)),
+        missing=percent(gate["missing_fraction"]) if gate.get("missing_fraction") else "",
         margin_fraction=margin,
         difference_fraction=gate.get("difference"),
         low=float(low),
@@ -146,7 +149,12 @@ def _figures(summary: ChallengerSummary, gates: Sequence[GateView]) -> tuple[Fig
     accuracy = () if judged or both == (DASH, DASH) else (Figure("accuracy", *both, "no gate is set on it"),)
     return (
         *accuracy,
-        Figure("same answer", "", percent(summary.exact_match_fraction), f"of {number(summary.compared)} exchanges"),
+        Figure(
+            "same answer",
+            "",
+            percent(summary.exact_match_fraction),
+            f"of {number(summary.compared)} exchanges",
+        ),
         Figure("token agreement", "", percent(summary.token_agreement_mean), "mean over exchanges"),
         Figure("champion's tokens", "", _nats(summary.champion_logprob_mean), "logprob under the challenger"),
         _latency("TTFT p50", summary.champion_ttft_p50_ms, summary.challenger_ttft_p50_ms),

@@ -1,0 +1,364 @@
+"""The record: what append() costs its caller, and how the keeper compares with raw write() of the same bytes.
+
+    PYTHONPATH=serving python benchmarks/serving/bench_record.py [--out FILE.json] [--folder DISK]
+
+Arms, interleaved in every repeat, on the same disk and with the same lines:
+
+    keeper          append() of every event, then flush(): JSON, checksum, group fsync, index
+    raw             one os.write() for each line, fsync after the same number of groups
+    raw again       the same once more: the noise
+    raw, no fsync   one os.write() for each line, and nothing durable
+
+Ratios are throughputs, keeper / raw, as medians over the repeats with a bootstrap 95% interval. The events are pairs
+of an exchange and its ending: --prompt-tokens in, --output-tokens out on both sides, with logprobs and scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from understudy.record import Accepted, Ended, Event, RecordKeeper, RecordReader, WriterLimits
+from understudy.record.index import Index
+from understudy.record.lines import scan
+from understudy.record.recover import replay
+from understudy.types import (
+    Answer,
+    Comparison,
+    Ending,
+    Exchange,
+    Observation,
+    Outcome,
+    RequestFacts,
+    Score,
+    State,
+    Timings,
+)
+
+GOAL, STRETCH = 0.5, 0.8
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-record-") as name:
+        folder = Path(name)
+        events = make_events(options)
+        results: dict[str, Any] = {
+            "benchmark": "record",
+            "regime": vars(options) | {"out": str(options.out), "folder": str(folder)},
+            "machine": machine(folder),
+            "throughput": measure_throughput(folder, events, options.repeats),
+            "append_us": measure_append(folder / "append", events),
+            "loop_lag_ms": measure_loop_lag(folder / "lag", events, options.rate),
+            "reading": measure_reading(folder / "reading", events),
+        }
+    print_table(results)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="on the disk to measure; a folder is made there"
+    )
+    parser.add_argument("--num-exchanges", type=int, default=1500)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--rate", type=int, default=50, help="exchanges per second while the loop's lag is measured"
+    )
+    return parser.parse_args()
+
+
+def make_events(options: argparse.Namespace) -> list[Event]:
+    chance = random.Random(1)
+
+    def observation(model: str, prompt: tuple[int, ...], scores: tuple[Score, ...] = ()) -> Observation:
+        tokens = tuple(chance.randrange(150_000) for _ in range(options.output_tokens))
+        logprobs = tuple(-chance.expovariate(1.0) for _ in tokens)
+        answer = Answer(tokens, "word " * options.output_tokens, "stop", logprobs)
+        return Observation(model, Outcome.FINISHED, prompt, (answer,), Timings(1.0, 1.1, 3.5), scores)
+
+    events: list[Event] = []
+    for number in range(options.num_exchanges):
+        prompt = tuple(chance.randrange(150_000) for _ in range(options.prompt_tokens))
+        champion = observation("champion", prompt)
+        ranks = tuple(chance.randint(1, 9) for _ in range(options.output_tokens))
+        score = Score(tuple(-chance.expovariate(1.0) for _ in ranks), ranks)
+        ending = Ending(
+            State.COMPARED,
+            challenger=observation("challenger", prompt, (score,)),
+            comparison=Comparison({f"number_{n}": chance.random() for n in range(12)}),
+        )
+        facts = RequestFacts("/v1/chat/completions", f"client-{number}", {"session": f"s{number % 50}"})
+        text = "word " * options.prompt_tokens
+        exchange = Exchange(
+            f"{number:032x}", f"chatcmpl-{number:032x}", 1.7e9 + number, facts, PARAMETERS, text, champion
+        )
+        events.append(Accepted(exchange, ("challenger",), {"challenger": number}))
+        events.append(Ended(exchange.exchange_id, "challenger", ending, 1.7e9 + number))
+    return events
+
+
+PARAMETERS = {
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "max_tokens": 256,
+    "seed": 7,
+    "stop": ["\n\n"],
+    "logprobs": 1,
+}
+
+
+def open_keeper(folder: Path) -> RecordKeeper:
+    return RecordKeeper.open(folder, describe_parameters=dict, limits=WriterLimits(max_queued=1 << 30))
+
+
+def measure_throughput(folder: Path, events: Sequence[Event], repeats: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {"keeper": [], "raw": [], "raw again": [], "raw, no fsync": []}
+    num_bytes = num_groups = 0
+    for repeat in range(repeats + 1):  # the first warms up
+        log = folder / f"log-{repeat}"
+        keeper_s = time_keeper(log, events)
+        lines = [line for _, line in scan(log, print)]
+        num_bytes = sum(map(len, lines))
+        num_groups = max(1, round(num_bytes / WriterLimits().group_bytes))
+        arms: list[tuple[str, Callable[[], float]]] = [
+            ("raw", lambda lines=lines: time_raw(folder / "raw", lines, num_groups)),  # type: ignore[misc]
+            ("raw again", lambda lines=lines: time_raw(folder / "raw", lines, num_groups)),  # type: ignore[misc]
+            ("raw, no fsync", lambda lines=lines: time_raw(folder / "raw", lines, 0)),  # type: ignore[misc]
+        ]
+        random.Random(repeat).shuffle(arms)
+        timed = {"keeper": keeper_s} | {name: run() for name, run in arms}
+        for path in log.iterdir():
+            path.unlink()
+        if repeat:
+            for name, elapsed_s in timed.items():
+                seconds[name].append(elapsed_s)
+    return {
+        "num_records": len(events),
+        "num_bytes": num_bytes,
+        "num_groups": num_groups,
+        "arms": {name: arm_summary(values, len(events), num_bytes) for name, values in seconds.items()},
+        "keeper / raw": ratio(seconds["raw"], seconds["keeper"]),
+        "keeper / raw, no fsync": ratio(seconds["raw, no fsync"], seconds["keeper"]),
+        "raw again / raw": ratio(seconds["raw"], seconds["raw again"]),
+        "goal": GOAL,
+        "stretch": STRETCH,
+    }
+
+
+def time_keeper(folder: Path, events: Sequence[Event]) -> float:
+    keeper = open_keeper(folder)
+
+    async def run() -> float:
+        started_s = time.perf_counter()
+        for event in events:
+            keeper.append(event)
+        await keeper.flush()
+        return time.perf_counter() - started_s
+
+    gc.collect()
+    os.sync()
+    elapsed_s = asyncio.run(run())
+    keeper.close()
+    return elapsed_s
+
+
+def time_raw(path: Path, lines: Sequence[bytes], num_groups: int) -> float:
+    gc.collect()
+    os.sync()
+    every = len(lines) // num_groups if num_groups else len(lines) + 1
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    started_s = time.perf_counter()
+    for number, line in enumerate(lines, 1):
+        os.write(fd, line)
+        if number % every == 0:
+            os.fsync(fd)
+    if num_groups:
+        os.fsync(fd)
+    elapsed_s = time.perf_counter() - started_s
+    os.close(fd)
+    path.unlink()
+    return elapsed_s
+
+
+def measure_append(folder: Path, events: Sequence[Event]) -> dict[str, Any]:
+    """Appends in small bursts, with the loop running in between, while the writer writes them."""
+    keeper = open_keeper(folder)
+    nothing: list[int] = []
+    spent: list[int] = []
+
+    async def run() -> None:
+        for start in range(0, len(events), 8):
+            for event in events[start : start + 8]:
+                before = time.perf_counter_ns()
+                keeper.append(event)
+                spent.append(time.perf_counter_ns() - before)
+                before = time.perf_counter_ns()
+                do_nothing(event)
+                nothing.append(time.perf_counter_ns() - before)
+            await asyncio.sleep(0.002)
+        await keeper.flush()
+
+    asyncio.run(run())
+    keeper.close()
+    return {
+        "num_calls": len(spent),
+        "append": {name: value / 1000 for name, value in quantiles(spent).items()},
+        "an empty function": {name: value / 1000 for name, value in quantiles(nothing).items()},
+    }
+
+
+def do_nothing(event: Event) -> None:
+    """What measuring costs."""
+
+
+def measure_loop_lag(folder: Path, events: Sequence[Event], rate: int) -> dict[str, Any]:
+    """How late an event loop runs that wants to run every millisecond, with the writer thread busy and idle."""
+    keeper = open_keeper(folder)
+
+    async def tick(seconds: float, appended: Sequence[Event]) -> dict[str, float]:
+        lags: list[float] = []
+        started_s = time.perf_counter()
+        while (now_s := time.perf_counter()) - started_s < seconds:
+            await asyncio.sleep(0.001)
+            lags.append(1000 * (time.perf_counter() - now_s - 0.001))
+            due = int((now_s - started_s) * rate * 2)
+            while due and due > tick_state[0] and tick_state[0] < len(appended):
+                keeper.append(appended[tick_state[0]])
+                tick_state[0] += 1
+        return quantiles(lags)
+
+    lag: dict[str, list[dict[str, float]]] = {"idle": [], "writing": []}
+    for _ in range(3):
+        for name in ("idle", "writing"):
+            tick_state = [0]
+            lag[name].append(asyncio.run(tick(2.0, events if name == "writing" else ())))
+    keeper.close()
+    return {"exchanges_per_s": rate} | {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in lag.items()
+    }
+
+
+def measure_reading(folder: Path, events: Sequence[Event]) -> dict[str, Any]:
+    keeper = open_keeper(folder)
+    for event in events:
+        keeper.append(event)
+    keeper.close()
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    replay_s = min(timed(lambda: replay(folder, Index())) for _ in range(3))
+    iterate_s = min(timed(lambda: sum(1 for _ in keeper.iterate())) for _ in range(2))
+    ids = [event.exchange.exchange_id for event in events if isinstance(event, Accepted)][::10]
+    find_s = [timed(lambda id=id: keeper.find(id)) for id in ids]  # type: ignore[misc]
+    return {
+        "replay_mb_per_s": num_bytes / replay_s / 1e6,
+        "iterate_mb_per_s": num_bytes / iterate_s / 1e6,
+        "iterate_exchanges_per_s": len(events) / 2 / iterate_s,
+        "find_in_index_us": {name: 1e6 * value for name, value in quantiles(find_s).items()},
+        "find_by_scan_s": timed(lambda: RecordReader(folder).find(ids[0])),
+        "index_bytes_per_exchange": index_bytes(folder),
+    }
+
+
+def index_bytes(folder: Path) -> float:
+    tracemalloc.start()
+    index = Index()
+    before, _ = tracemalloc.get_traced_memory()
+    replay(folder, index)
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return (after - before) / len(index)
+
+
+def timed(run: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    run()
+    return time.perf_counter() - started_s
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    at = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+    return {name: ordered[int(q * (len(ordered) - 1))] for name, q in at.items()} | {"max": ordered[-1]}
+
+
+def arm_summary(seconds: Sequence[float], num_records: int, num_bytes: int) -> dict[str, float]:
+    ordered = sorted(seconds)
+    at = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
+    summary = {f"{name}_s": ordered[round(q * (len(ordered) - 1))] for name, q in at.items()}
+    return summary | {
+        "records_per_s": num_records / summary["p50_s"],
+        "mb_per_s": num_bytes / summary["p50_s"] / 1e6,
+    }
+
+
+def ratio(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Median of base / other over the repeats, with a bootstrap 95% interval."""
+    ratios = [b / o for b, o in zip(base, other, strict=True)]
+    chance = random.Random(3)
+    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(4000))
+    return {"median": statistics.median(ratios), "low": medians[100], "high": medians[-101]}
+
+
+def machine(folder: Path) -> dict[str, str]:
+    def said(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "msgspec": msgspec.__version__,
+        "kernel": platform.release(),
+        "file_system": said("stat", "-f", "-c", "%T", str(folder)),
+        "commit": said("git", "rev-parse", "--short", "HEAD"),
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    throughput = results["throughput"]
+    num_bytes, num_records = throughput["num_bytes"], throughput["num_records"]
+    print(f"{num_records} records, {num_bytes / 1e6:.1f} MB, {throughput['num_groups']} groups")
+    print(f"{'arm':<16}{'p20 s':>9}{'p50 s':>9}{'p80 s':>9}{'records/s':>12}{'MB/s':>8}")
+    for name, arm in throughput["arms"].items():
+        times = "".join(f"{arm[key]:9.3f}" for key in ("p20_s", "p50_s", "p80_s"))
+        print(f"{name:<16}{times}{arm['records_per_s']:12.0f}{arm['mb_per_s']:8.1f}")
+    for name in ("keeper / raw", "keeper / raw, no fsync", "raw again / raw"):
+        r = throughput[name]
+        print(f"{name:<24}{r['median']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]")
+    for title in ("append_us", "loop_lag_ms"):
+        for name, row in results[title].items():
+            if isinstance(row, dict):
+                print(
+                    f"{title:<14}{name:<20}" + "".join(f"{key} {value:.2f}  " for key, value in row.items())
+                )
+    for name, value in results["reading"].items():
+        print(f"{name:<26}{value}")
+
+
+if __name__ == "__main__":
+    main()

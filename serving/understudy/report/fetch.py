@@ -1,0 +1,48 @@
+"""``understudy report URL``: the table, the page and the exit code of a running server's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from understudy.errors import UnderstudyError
+from understudy.report.page import report_page
+from understudy.report.summary import ChallengerSummary, Disagreement
+from understudy.report.table import print_report
+
+EXIT_CODES = {"GO": 0, "NO-GO": 1, "NOT ENOUGH DATA": 3}
+
+
+def show(url: str, *, key: str | None, out: Path | None, gate: bool, console: Console | None = None) -> int:
+    """Print the table; write the page where ``out`` says. Returns the exit code.
+
+    Raises:
+        UnderstudyError: the server cannot be asked.
+    """
+    status, summaries = fetch(url, key)
+    print_report(status, summaries, console)
+    if out is not None:
+        out.write_text(report_page(status, summaries), encoding="utf-8")
+    return EXIT_CODES[status["verdict"]["verdict"]] if gate else 0
+
+
+def fetch(url: str, key: str | None = None) -> tuple[dict[str, Any], list[ChallengerSummary]]:
+    """Status and figures of the server at ``url``. Raises UnderstudyError."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        answer = httpx.get(f"{url}/shadow/report", params={"format": "json"}, headers=headers, timeout=60)
+    except httpx.HTTPError as fault:
+        raise UnderstudyError(f"{url} cannot be asked: {fault}") from fault
+    if answer.status_code != 200:
+        raise UnderstudyError(f"{url}/shadow/report answers {answer.status_code}: {answer.text[:200]}")
+    body = answer.json()
+    return body["status"], [_summary(raw) for raw in body["summaries"]]
+
+
+def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
+    disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
+    return ChallengerSummary(**{**raw, "disagreements": disagreements})

@@ -1,0 +1,130 @@
+"""Keeps the figures of the report while exchanges end: sums, medians over the newest, the worst disagreements.
+
+Memory is bounded: MAX_TIMES times and MAX_WORST pairs of answers for each challenger. Rebuilt from the record at
+a start, like the verdict.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+from understudy.report.summary import ChallengerSummary, Disagreement
+from understudy.types import Ending, Exchange, State
+
+MAX_TIMES = 10_000
+MAX_WORST = 10
+MAX_PROMPT_CHARACTERS = 2_000
+
+
+class Sums:
+    """A mean, one value at a time."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.count = 0
+
+    def add(self, value: float | None) -> None:
+        """None is a figure that could not be computed, and is left out."""
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def mean(self) -> float | None:
+        """None without values."""
+        return self.total / self.count if self.count else None
+
+
+def _times() -> deque[float]:
+    return deque(maxlen=MAX_TIMES)
+
+
+@dataclass
+class Tally:
+    """The figures of one challenger so far."""
+
+    name: str
+    compared: int = 0
+    exact: Sums = field(default_factory=Sums)
+    agreement: Sums = field(default_factory=Sums)
+    logprob: Sums = field(default_factory=Sums)
+    tokens: int = 0
+    champion_ttft_ms: deque[float] = field(default_factory=_times)
+    champion_ms: deque[float] = field(default_factory=_times)
+    challenger_ms: deque[float] = field(default_factory=_times)
+    worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
+
+    def add(self, exchange: Exchange, ending: Ending) -> None:
+        """One compared exchange."""
+        if ending.state is not State.COMPARED or ending.challenger is None or ending.comparison is None:
+            return
+        values, challenger = ending.comparison.values, ending.challenger
+        self.compared += 1
+        self.exact.add(values.get("exact_match"))
+        self.agreement.add(values.get("token_agreement"))
+        self.logprob.add(values.get("champion_logprob"))
+        self.tokens += challenger.num_generated_tokens + int(values.get("scored_tokens", 0))
+        ttft_s = exchange.champion.timings.ttft_s
+        if ttft_s is not None:
+            self.champion_ttft_ms.append(1000 * ttft_s)
+        self.champion_ms.append(1000 * exchange.champion.timings.end_to_end_s)
+        if challenger.answers:
+            self.challenger_ms.append(1000 * challenger.timings.end_to_end_s)
+            self._rank(exchange, ending, values.get("token_agreement"))
+
+    def _rank(self, exchange: Exchange, ending: Ending, agreement: float | None) -> None:
+        """Keep the MAX_WORST least agreeing pairs of first answers."""
+        assert ending.challenger is not None
+        if agreement is None or agreement >= 1.0 or not exchange.champion.answers:
+            return
+        if len(self.worst) == MAX_WORST and -agreement <= self.worst[0][0]:
+            return
+        one = Disagreement(
+            exchange_id=exchange.exchange_id,
+            prompt=None if exchange.prompt_text is None else exchange.prompt_text[:MAX_PROMPT_CHARACTERS],
+            champion_text=exchange.champion.answers[0].text,
+            challenger_text=ending.challenger.answers[0].text,
+            token_agreement=agreement,
+        )
+        keep = heapq.heappush if len(self.worst) < MAX_WORST else heapq.heapreplace
+        keep(self.worst, (-agreement, exchange.exchange_id, one))
+
+    def summary(self, busy_s: float | None) -> ChallengerSummary:
+        """The figures as the report shows them."""
+        return ChallengerSummary(
+            name=self.name,
+            compared=self.compared,
+            exact_match_fraction=self.exact.mean,
+            token_agreement_mean=self.agreement.mean,
+            champion_logprob_mean=self.logprob.mean,
+            champion_ttft_p50_ms=_median(self.champion_ttft_ms),
+            champion_end_to_end_p50_ms=_median(self.champion_ms),
+            challenger_end_to_end_p50_ms=_median(self.challenger_ms),
+            shadow_busy_s=busy_s,
+            shadow_tokens=self.tokens,
+            disagreements=tuple(one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))),
+        )
+
+
+class Tallies:
+    """A Tally for each challenger that was heard of."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Tally] = {}
+
+    def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+        """One exchange ended for one challenger."""
+        self._by_name.setdefault(challenger, Tally(challenger)).add(exchange, ending)
+
+    def summaries(self, busy_s: dict[str, float]) -> list[ChallengerSummary]:
+        """For the challengers named, with the device seconds each has used since the start."""
+        return [self._by_name.get(name, Tally(name)).summary(used) for name, used in busy_s.items()]
+
+
+def _median(times: Iterable[float]) -> float | None:
+    values = list(times)
+    return median(values) if values else None

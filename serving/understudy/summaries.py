@@ -1,4 +1,0 @@
-"""stub"""
-class Summaries:
-    def ended(self, *a): pass
-    def all(self): return []

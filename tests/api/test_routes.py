@@ -1,0 +1,227 @@
+"""The /shadow routes over a shadow that only notes what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.builders import in_loop
+from understudy.api.routes import MAX_FEEDBACK_BYTES, build
+
+STATUS = {"phase": "shadowing", "counts": {"sampled": 3}}
+
+
+@dataclass
+class FakeShadow:
+    """Knows the exchanges in ``known``."""
+
+    known: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    asked: list[Any] = field(default_factory=list)
+    fault: Exception | None = None
+
+    async def status(self) -> Mapping[str, Any]:
+        self.asked.append("status")
+        if self.fault is not None:
+            raise self.fault
+        return STATUS
+
+    async def exchanges(self, any_id: str) -> list[Mapping[str, Any]]:
+        self.asked.append(("exchanges", any_id))
+        return self.known.get(any_id, [])
+
+    async def feedback(self, any_id: str, label: str) -> bool:
+        self.asked.append(("feedback", any_id, label))
+        return any_id in self.known
+
+    def pause(self) -> None:
+        self.asked.append("pause")
+
+    def resume(self) -> None:
+        self.asked.append("resume")
+
+    async def report(self) -> str:
+        self.asked.append("report")
+        return "<h1>Bericht für b</h1>"
+
+
+async def ask(
+    method: str, path: str, shadow: FakeShadow | None = None, *, key: str | None = None, **more: Any
+) -> httpx.Response:
+    app = build(shadow or FakeShadow(), key)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path, **more)
+
+
+def openai_error(response: httpx.Response, status: int) -> str:
+    """Check the form of an OpenAI error body; gives its message."""
+    assert response.status_code == status
+    assert set(response.json()) == {"error"}
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["code"] == status
+    assert isinstance(body["type"], str)
+    return str(body["message"])
+
+
+ROUTES = [
+    ("GET", "/shadow/status"),
+    ("GET", "/shadow/exchanges/x"),
+    ("GET", "/shadow/report"),
+    ("POST", "/shadow/pause"),
+    ("POST", "/shadow/resume"),
+    ("POST", "/shadow/feedback"),
+]
+
+
+@in_loop
+async def test_status() -> None:
+    response = await ask("GET", "/shadow/status")
+    assert response.status_code == 200
+    assert response.json() == STATUS
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+@in_loop
+async def test_pause_and_resume_act_and_answer_with_the_status(action: str) -> None:
+    shadow = FakeShadow()
+    response = await ask("POST", f"/shadow/{action}", shadow)
+    assert shadow.asked == [action, "status"]
+    assert response.json() == STATUS
+
+
+@pytest.mark.parametrize("wanted", ["x-1", "chatcmpl-1-0", "with/slash"])
+@in_loop
+async def test_exchanges(wanted: str) -> None:
+    shadow = FakeShadow({wanted: [{"exchange_id": wanted}]})
+    response = await ask("GET", f"/shadow/exchanges/{wanted}", shadow)
+    assert response.status_code == 200
+    assert response.json() == {"request_id": wanted, "exchanges": [{"exchange_id": wanted}]}
+
+
+@in_loop
+async def test_an_exchange_that_is_not_known() -> None:
+    assert "'nobody'" in openai_error(await ask("GET", "/shadow/exchanges/nobody"), 404)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@in_loop
+async def test_feedback(known: bool) -> None:
+    shadow = FakeShadow({"x": []} if known else {})
+    response = await ask("POST", "/shadow/feedback", shadow, json={"request_id": "x", "label": "refund"})
+    assert response.json() == {"request_id": "x", "known": known}
+    assert shadow.asked == [("feedback", "x", "refund")]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"{}", "missing or not text"),
+        (b'{"request_id": "x"}', "missing or not text"),
+        (b'{"request_id": "x", "label": null}', "missing or not text"),
+        (b'{"request_id": 5, "label": "refund"}', "missing or not text"),
+        (b'{"request_id": "x", "label": ["refund"]}', "missing or not text"),
+    ],
+)
+@in_loop
+async def test_feedback_that_is_wrong_is_refused_and_not_kept(content: bytes, says: str) -> None:
+    shadow = FakeShadow()
+    response = await ask("POST", "/shadow/feedback", shadow, content=content)
+    assert says in openai_error(response, 400)
+    assert shadow.asked == []
+
+
+@in_loop
+async def test_a_body_that_is_too_large_is_refused_before_all_of_it_is_read() -> None:
+    read = [0]
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            read[0] += 1
+            yield b" " * 100_000
+
+    response = await ask("POST", "/shadow/feedback", content=endless())
+    assert str(MAX_FEEDBACK_BYTES) in openai_error(response, 413)
+    assert read[0] < 20
+
+
+@in_loop
+async def test_the_largest_body_is_taken() -> None:
+    content = b'{"request_id": "x", "label": "' + b"y" * (MAX_FEEDBACK_BYTES - 32) + b'"}'
+    assert len(content) == MAX_FEEDBACK_BYTES
+    assert (await ask("POST", "/shadow/feedback", content=content)).status_code == 200
+
+
+@in_loop
+async def test_the_report_is_a_page() -> None:
+    response = await ask("GET", "/shadow/report")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.text == "<h1>Bericht für b</h1>"
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@in_loop
+async def test_without_a_key_in_the_configuration_none_is_asked_for(method: str, path: str) -> None:
+    assert (await ask(method, path)).status_code != 401
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize("given", [None, "", "Bearer ", "Bearer wrong", "Bearer secre", "Bearer secrets", "Basic secret"])
+@in_loop
+async def test_a_missing_or_wrong_key_is_refused_and_nothing_is_done(
+    method: str, path: str, given: str | None
+) -> None:
+    shadow = FakeShadow({"x": [{}]})
+    headers = {} if given is None else {"authorization": given}
+    response = await ask(method, path, shadow, key="secret", headers=headers)
+    message = openai_error(response, 401)
+    assert "secret" not in message
+    assert shadow.asked == []
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@in_loop
+async def test_the_right_key_opens_every_route(method: str, path: str) -> None:
+    shadow = FakeShadow({"x": [{}]})
+    content = b'{"request_id": "x", "label": "y"}'
+    headers = {"authorization": "Bearer secret"}
+    response = await ask(method, path, shadow, key="secret", headers=headers, content=content)
+    assert response.status_code == 200
+    assert shadow.asked
+
+
+@pytest.mark.parametrize("path", ["/shadow", "/shadow/", "/shadow/nothing", "/shadow/status/x"])
+@in_loop
+async def test_an_unknown_route(path: str) -> None:
+    message = openai_error(await ask("GET", path, follow_redirects=True), 404)
+    assert "is not a route of /shadow" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/shadow/status"), ("GET", "/shadow/pause"), ("GET", "/shadow/resume"), ("PUT", "/shadow/feedback")],
+)
+@in_loop
+async def test_a_wrong_method_is_refused_with_the_right_ones(method: str, path: str) -> None:
+    shadow = FakeShadow()
+    response = await ask(method, path, shadow)
+    assert method in openai_error(response, 405)
+    assert response.headers["allow"]
+    assert shadow.asked == []
+
+
+@in_loop
+async def test_a_fault_inside_is_an_error_body_too_and_shows_nothing_of_the_inside() -> None:
+    response = await ask("GET", "/shadow/status", FakeShadow(fault=RuntimeError("the inside")))
+    assert "the inside" not in openai_error(response, 500)
