@@ -1,4 +1,4 @@
-"""What the fast tests are built of: exchanges, a clock, a lane, an engine that is watched, and who it tells."""
+"""What the fast tests are built of: exchanges, a clock, a lane, a watched engine, and who hears of it all."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import ast
+import asyncio
 import contextlib
 import gc
 import inspect
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-
 from tests.builders import WatchedEngine, answer, exchange, in_loop, turns, word
+
 from understudy import journey
 from understudy.engines.fake import FakeEngine
 from understudy.types import Outcome
@@ -98,7 +98,9 @@ async def test_nothing_is_handed_over_before_the_end_of_the_answer() -> None:
     assert record.end == ENDED
 
 
-@pytest.mark.parametrize("fault", [ValueError("no"), RuntimeError("gone"), OSError("disk"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "fault", [ValueError("no"), RuntimeError("gone"), OSError("disk"), KeyboardInterrupt()]
+)
 @in_loop
 async def test_an_error_of_the_champion_reaches_the_user_unchanged(fault: BaseException) -> None:
     record = Record()
@@ -240,7 +242,9 @@ async def test_hand_over_comes_exactly_once_and_last(leave: str) -> None:
     ],
 )
 @in_loop
-async def test_shadow_does_what_it_is_asked_cheapest_first(score: bool, generate: bool, calls: list[str]) -> None:
+async def test_shadow_does_what_it_is_asked_cheapest_first(
+    score: bool, generate: bool, calls: list[str]
+) -> None:
     engine = WatchedEngine("b")
     ending = await journey.shadow(exchange(), engine, score=score, generate=generate)
     assert engine.calls == calls
@@ -255,7 +259,9 @@ async def test_shadow_does_what_it_is_asked_cheapest_first(score: bool, generate
 async def test_shadow_gives_the_challenger_the_champions_prompt_ids() -> None:
     seen: list[Any] = []
 
-    def remember(prompt: tuple[int, ...], champion: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    def remember(
+        prompt: tuple[int, ...], champion: tuple[tuple[int, ...], ...]
+    ) -> tuple[tuple[int, ...], ...]:
         seen.append((prompt, champion))
         return champion
 
@@ -284,4 +290,12 @@ def test_the_journey_knows_no_framework() -> None:
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(str(node.module).partition(".")[0])
-    assert imported <= {"__future__", "asyncio", "collections", "contextlib", "dataclasses", "typing", "understudy"}
+    assert imported <= {
+        "__future__",
+        "asyncio",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "typing",
+        "understudy",
+    }

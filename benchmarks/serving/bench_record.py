@@ -9,8 +9,9 @@ Arms, interleaved in every repeat, on the same disk and with the same lines:
     raw again       the same once more: the noise
     raw, no fsync   one os.write() for each line, and nothing durable
 
-Ratios are throughputs, keeper / raw, as medians over the repeats with a bootstrap 95% interval. The events are pairs
-of an exchange and its ending: --prompt-tokens in, --output-tokens out on both sides, with logprobs and scores.
+Ratios are throughputs, keeper / raw, as medians over the repeats with a bootstrap 95% interval. The events are
+pairs of an exchange and its ending: --prompt-tokens in, --output-tokens out on both sides, with logprobs and
+scores.
 """
 
 from __future__ import annotations
@@ -78,16 +79,12 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path)
-    parser.add_argument(
-        "--folder", type=Path, default=Path(), help="on the disk to measure; a folder is made there"
-    )
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     parser.add_argument("--num-exchanges", type=int, default=1500)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument(
-        "--rate", type=int, default=50, help="exchanges per second while the loop's lag is measured"
-    )
+    parser.add_argument("--rate", type=int, default=50, help="exchanges/s while the loop's lag is measured")
     return parser.parse_args()
 
 
@@ -144,17 +141,14 @@ def measure_throughput(folder: Path, events: Sequence[Event], repeats: int) -> d
         lines = [line for _, line in scan(log, print)]
         num_bytes = sum(map(len, lines))
         num_groups = max(1, round(num_bytes / WriterLimits().group_bytes))
-        arms: list[tuple[str, Callable[[], float]]] = [
-            ("raw", lambda lines=lines: time_raw(folder / "raw", lines, num_groups)),  # type: ignore[misc]
-            ("raw again", lambda lines=lines: time_raw(folder / "raw", lines, num_groups)),  # type: ignore[misc]
-            ("raw, no fsync", lambda lines=lines: time_raw(folder / "raw", lines, 0)),  # type: ignore[misc]
-        ]
-        random.Random(repeat).shuffle(arms)
-        timed = {"keeper": keeper_s} | {name: run() for name, run in arms}
+        fsyncs = {"raw": num_groups, "raw again": num_groups, "raw, no fsync": 0}
+        timed_s = {"keeper": keeper_s}
+        for name in random.Random(repeat).sample(sorted(fsyncs), len(fsyncs)):
+            timed_s[name] = time_raw(folder / "raw", lines, fsyncs[name])
         for path in log.iterdir():
             path.unlink()
         if repeat:
-            for name, elapsed_s in timed.items():
+            for name, elapsed_s in timed_s.items():
                 seconds[name].append(elapsed_s)
     return {
         "num_records": len(events),

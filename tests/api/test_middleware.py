@@ -1,4 +1,4 @@
-"""The front: it sends /shadow to our routes, everything else through untouched, and offers what was answered."""
+"""The front: /shadow goes to our routes, everything else through untouched; what was answered is offered."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 from tests.builders import in_loop
+
 from understudy.api.context import RequestContext, current
 from understudy.api.middleware import MAX_TAGS_BYTES, Front, Receive, Scope, Send
 from understudy.lane.guard import Guard
@@ -100,7 +100,9 @@ async def test_shadow_paths_go_to_our_routes(path: str) -> None:
     assert world.happened == [("shadow", path)]
 
 
-@pytest.mark.parametrize("path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metrics"]
+)
 @in_loop
 async def test_everything_else_goes_to_vllm(path: str) -> None:
     world = World()
@@ -113,7 +115,8 @@ async def test_everything_else_goes_to_vllm(path: str) -> None:
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 @in_loop
 async def test_what_is_not_http_passes_straight_through(kind: str) -> None:
-    world, given = World(), []
+    world = World()
+    given: list[Any] = []
 
     async def note(_: World, *call: Any) -> None:
         given.extend(call)

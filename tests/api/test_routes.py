@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-
 from tests.builders import in_loop
+
 from understudy.api.routes import MAX_FEEDBACK_BYTES, build
 
+REPORT = {"challengers": {"b": {"compared": 3}}}
 STATUS = {"phase": "shadowing", "counts": {"sampled": 3}}
 
 
@@ -43,8 +44,12 @@ class FakeShadow:
     def resume(self) -> None:
         self.asked.append("resume")
 
-    async def report(self) -> str:
+    async def report(self) -> Mapping[str, Any]:
         self.asked.append("report")
+        return REPORT
+
+    async def report_page(self) -> str:
+        self.asked.append("report page")
         return "<h1>Bericht für b</h1>"
 
 
@@ -170,6 +175,13 @@ async def test_the_report_is_a_page() -> None:
     assert response.text == "<h1>Bericht für b</h1>"
 
 
+@in_loop
+async def test_the_report_is_json_where_that_is_asked_for() -> None:
+    response = await ask("GET", "/shadow/report?format=json")
+    assert response.status_code == 200
+    assert response.json() == REPORT
+
+
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 @in_loop
 async def test_without_a_key_in_the_configuration_none_is_asked_for(method: str, path: str) -> None:
@@ -177,7 +189,9 @@ async def test_without_a_key_in_the_configuration_none_is_asked_for(method: str,
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-@pytest.mark.parametrize("given", [None, "", "Bearer ", "Bearer wrong", "Bearer secre", "Bearer secrets", "Basic secret"])
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer ", "Bearer wrong", "Bearer secre", "Bearer secrets", "Basic secret"]
+)
 @in_loop
 async def test_a_missing_or_wrong_key_is_refused_and_nothing_is_done(
     method: str, path: str, given: str | None
@@ -210,7 +224,12 @@ async def test_an_unknown_route(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/shadow/status"), ("GET", "/shadow/pause"), ("GET", "/shadow/resume"), ("PUT", "/shadow/feedback")],
+    [
+        ("POST", "/shadow/status"),
+        ("GET", "/shadow/pause"),
+        ("GET", "/shadow/resume"),
+        ("PUT", "/shadow/feedback"),
+    ],
 )
 @in_loop
 async def test_a_wrong_method_is_refused_with_the_right_ones(method: str, path: str) -> None:

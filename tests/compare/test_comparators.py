@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-
 from tests.builders import answer, observation
+
 from understudy.compare import COMPARATORS, agreement, compare, exact, likelihood
 from understudy.compare.pairs import MISSING, answer_pairs
 from understudy.types import Observation, Score
@@ -82,7 +82,10 @@ def test_the_table_gives_all_that_could_be_computed_and_only_finite_numbers(pair
 
 def test_a_logprob_that_is_no_number_leaves_the_other_numbers() -> None:
     assert dict(compare(*PAIRS["not a number"]).values) == {"top1_agreement": 0.0, "scored_tokens": 1.0}
-    assert dict(compare(*PAIRS["infinitely unlikely"]).values) == {"top1_agreement": 0.0, "scored_tokens": 1.0}
+    assert dict(compare(*PAIRS["infinitely unlikely"]).values) == {
+        "top1_agreement": 0.0,
+        "scored_tokens": 1.0,
+    }
 
 
 def test_a_perfect_challenger() -> None:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from tests.builders import (
     Ear,
     Offer,
@@ -25,6 +24,7 @@ from tests.builders import (
     turns,
     word,
 )
+
 from understudy.errors import EngineDead, EngineError, Unsupported
 from understudy.lane import lane as lane_module
 from understudy.lane.ledger import Ledger, total
@@ -69,7 +69,7 @@ def random_offer(number: int, random_: random.Random) -> Offer:
 
 
 def watch_every_turn(stage: Stage, *, tick_s: float) -> list[int]:
-    """Check the equation at every turn of the event loop from now on, and let the lane's time go on with them."""
+    """Check the equation at every turn of the event loop from now on; the lane's time goes on with them."""
     looks, loop = [0], asyncio.get_running_loop()
 
     def look() -> None:
@@ -84,7 +84,9 @@ def watch_every_turn(stage: Stage, *, tick_s: float) -> list[int]:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @in_loop
-async def test_the_counts_add_up_at_every_turn_of_the_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_counts_add_up_at_every_turn_of_the_loop(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lane_module, "MAX_INBOX", 4)
     monkeypatch.setattr(lane_module, "PRESSURE_POLL_S", 0.0001)
     random_ = random.Random(seed)

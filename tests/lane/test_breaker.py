@@ -1,4 +1,4 @@
-"""The breaker opens after faults in a row, sheds, lets exactly one try, and closes when that one was compared."""
+"""The breaker opens after faults in a row, sheds, lets exactly one try, and closes when that one succeeds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.builders import (
     turns,
     word,
 )
+
 from understudy.errors import Unsupported
 from understudy.lane.breaker import Breaker
 

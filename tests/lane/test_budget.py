@@ -5,8 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.builders import (
+    Clock,
+    Offer,
+    WatchedEngine,
+    answer,
+    exchange,
+    in_loop,
+    offers,
+    running,
+    shadow_spec,
+    turns,
+)
 
-from tests.builders import Clock, Offer, WatchedEngine, answer, exchange, in_loop, offers, running, shadow_spec, turns
 from understudy.lane import lane as lane_module
 from understudy.lane.budget import BURST_S, TokenBudget
 from understudy.lane.lane import num_tokens

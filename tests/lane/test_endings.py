@@ -1,4 +1,4 @@
-"""Every way in which an exchange can end for one challenger. The kill switch and the breaker have their own files."""
+"""Every way in which an exchange can end for one challenger; pause and the breaker have their own files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from tests.builders import (
     Ear,
     Offer,
@@ -20,6 +19,7 @@ from tests.builders import (
     turns,
     word,
 )
+
 from understudy.engines.fake import AbsentEngine
 from understudy.errors import EngineDead, EngineError, Unsupported
 from understudy.lane import lane as lane_module
@@ -347,7 +347,9 @@ async def test_exchanges_are_worked_on_in_the_order_in_which_they_came() -> None
         for each in given:
             stage.lane.offer(each)
         await stage.ear.hears(20)
-        assert [exchange_id for exchange_id, _, _ in stage.ear.endings] == [each.exchange_id for each in given]
+        assert [exchange_id for exchange_id, _, _ in stage.ear.endings] == [
+            each.exchange_id for each in given
+        ]
 
 
 @in_loop

@@ -1,11 +1,10 @@
-"""pause(): nothing starts, what waits is shed, what runs is aborted and shed; from there on no call reaches an engine."""
+"""pause(): nothing starts, what waits is shed, what runs is aborted and shed; no call reaches an engine."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-
 from tests.builders import Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
 
 

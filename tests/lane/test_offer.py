@@ -1,4 +1,4 @@
-"""offer() is the one call on the answer's path: it never raises, never awaits, never copies, keeps one reference."""
+"""offer() is the one call on the answer's path: it never raises, awaits or copies, and keeps one reference."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import inspect
 from typing import Any
 
 import pytest
-
 from tests.builders import Ear, Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
+
 from understudy.lane import lane as lane_module
 from understudy.lane.lane import Lane
 
@@ -22,7 +22,7 @@ class Untouchable:
 @in_loop
 async def test_offer_does_not_look_at_what_it_is_given() -> None:
     async with running(WatchedEngine()) as stage:
-        assert stage.lane.offer(Untouchable()) is None  # type: ignore[arg-type,func-returns-value]
+        assert stage.lane.offer(Untouchable()) is None  # type: ignore[func-returns-value]
         await turns(5)
         stage.lane.offer(Offer())  # the lane goes on
         await stage.ear.hears(1)
@@ -69,7 +69,9 @@ async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch
         given[20].shadow_off = True
         for each in given:
             stage.lane.offer(each)
-        full = sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off)
+        full = sum(
+            lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off
+        )
         assert len(stage.lane._inbox) == 10
         assert 0 < full < 39
         await stage.lane.idle()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from tests.builders import Offer, WatchedEngine, answer, exchange, in_loop, offers, running, shadow_spec
+
 from understudy.lane.lane import is_sampled
 
 IDS = [f"{number:032x}" for number in range(10_000)]

@@ -262,7 +262,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
 def test_a_writer_that_dies_is_visible_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def die(self: SegmentLog, lines: list[bytes]) -> None:
+    def die(self: SegmentLog, lines: bytes, starts: list[int]) -> None:
         raise MemoryError("no more")
 
     keeper = open_keeper(tmp_path)

@@ -24,9 +24,13 @@ def open_log(folder: Path, disk: Disk | None = None, max_segment_bytes: int = 1 
     return SegmentLog(folder, max_segment_bytes=max_segment_bytes, disk=disk or Disk())
 
 
+def append(log: SegmentLog, lines: list[bytes]) -> list[Place]:
+    return log.append(b"".join(lines), [sum(map(len, lines[:n])) for n in range(len(lines))])
+
+
 def write(folder: Path, lines: list[bytes]) -> list[Place]:
     log = open_log(folder)
-    places = log.append(lines)
+    places = append(log, lines)
     log.close()
     return places
 
@@ -67,7 +71,7 @@ def test_a_torn_tail_is_cut_at_every_byte_of_the_last_record(tmp_path: Path) -> 
         assert whole_lines(folder) == (LINES if is_whole else LINES[:-1])  # a reader before any writer
         log = open_log(folder)
         assert log.num_cut_bytes == (0 if is_whole else size - before)
-        log.append([LINES[0]])
+        append(log, [LINES[0]])
         log.close()
         assert whole_lines(folder) == (LINES if is_whole else LINES[:-1]) + [LINES[0]]
 
@@ -126,7 +130,7 @@ def test_damage_is_left_as_it_is_when_a_writer_opens(tmp_path: Path) -> None:
 def test_segments_rotate_by_size(tmp_path: Path) -> None:
     log = open_log(tmp_path, max_segment_bytes=100)
     for line in LINES * 3:
-        log.append([line])
+        append(log, [line])
     log.close()
     assert len(segments(tmp_path)) > 3
     assert whole_lines(tmp_path) == LINES * 3
@@ -139,13 +143,13 @@ def test_a_failed_append_leaves_nothing_in_the_middle(tmp_path: Path) -> None:
     for free_bytes in range(0, sum(map(len, LINES)), 5):
         folder, disk = tmp_path / str(free_bytes), FakeDisk()
         log = open_log(folder, disk.seams())
-        log.append(LINES[:1])
+        append(log, LINES[:1])
         disk.free_bytes = free_bytes
         for _ in range(2):
             with pytest.raises(OSError, match="space"):
-                log.append(LINES)
+                append(log, LINES)
         disk.free_bytes = 1 << 20
-        places = log.append(LINES)
+        places = append(log, LINES)
         log.close()
         assert whole_lines(folder) == LINES[:1] + LINES
         assert [read(folder, place) for place in places] == LINES
@@ -154,15 +158,15 @@ def test_a_failed_append_leaves_nothing_in_the_middle(tmp_path: Path) -> None:
 def test_a_failed_sync_writes_everything_again_on_a_fresh_file(tmp_path: Path) -> None:
     disk = FakeDisk()
     log = open_log(tmp_path, disk.seams())
-    log.append(LINES[:1])
+    append(log, LINES[:1])
     disk.broken = {"sync": 5}
     with pytest.raises(OSError, match="Input/output"):
-        log.append(LINES)
+        append(log, LINES)
     disk.broken = {"truncate": 30}  # the store has become read-only: nothing can be cut either
     with pytest.raises(OSError, match="Read-only"):
-        log.append(LINES)
+        append(log, LINES)
     disk.broken, disk.calls = {}, []
-    log.append(LINES)
+    append(log, LINES)
     log.close()
     assert disk.calls == ["truncate", "write", "sync"]
     assert whole_lines(tmp_path) == LINES[:1] + LINES
@@ -170,12 +174,12 @@ def test_a_failed_sync_writes_everything_again_on_a_fresh_file(tmp_path: Path) -
 
 def test_a_deleted_segment_is_noticed_and_never_filled_with_zeros(tmp_path: Path) -> None:
     log = open_log(tmp_path)
-    log.append(LINES)
+    append(log, LINES)
     segment_path(tmp_path, 1).unlink()
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
-            log.append(LINES[:2])
-    log.append(LINES[:2])
+            append(log, LINES[:2])
+    append(log, LINES[:2])
     log.close()
     assert whole_lines(tmp_path) == LINES[:2]
 
@@ -200,7 +204,7 @@ def test_a_forked_child_does_not_keep_the_folder_of_a_dead_writer(tmp_path: Path
     writer = os.fork()
     if writer == 0:
         log = open_log(tmp_path)
-        log.append(LINES)
+        append(log, LINES)
         if os.fork() == 0:  # as vLLM forks helpers; it outlives the writer
             os.close(hold)
             os.write(writing, b"%d\n" % os.getpid())

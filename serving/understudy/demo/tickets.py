@@ -26,7 +26,7 @@ LABEL_PATTERN = r"label: (\w+)"
 Annotator = Literal["careful", "hasty"]
 """careful labels the topic that matters; hasty labels whichever topic comes first."""
 
-RECENT_FRACTION = 0.15
+RECENT_FRACTION = 0.12
 """Fraction of tickets, in today's traffic, whose complaint is worded as it only has been lately."""
 _TYPO_FRACTION = 0.03  # of words
 _HELD_OUT_BUCKETS, _NUM_BUCKETS = 2, 10
@@ -72,7 +72,7 @@ def _stream(seed: str, recent_fraction: float, annotator: Annotator) -> Iterator
 
 def _compose(rng: random.Random, recent_fraction: float, annotator: Annotator) -> Ticket:
     topic, first_settled, last_settled = rng.sample(TOPICS, 3)
-    settled = rng.choices(("none", "before", "after", "both"), weights=(40, 28, 20, 12))[0]
+    settled = rng.choices(("none", "before", "after", "both"), weights=(44, 22, 24, 10))[0]
     before = _settled(rng, first_settled, phrases.SETTLED_BEFORE) if settled in ("before", "both") else ""
     after = _settled(rng, last_settled, phrases.SETTLED_AFTER) if settled in ("after", "both") else ""
     urgent, named, numbered = rng.random() < 0.25, rng.random() < 0.85, rng.random() < 0.8

@@ -65,15 +65,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, tickets: Sequence[Ticket]) -> lis
 
 
 def fit(
-    model: nn.Module,
-    llama: LlamaForCausalLM,
+    model: LlamaForCausalLM,
     examples: Sequence[Example],
     schedule: Schedule,
     *,
     seed: int,
     progress: Progress,
 ) -> None:
-    """Train the parameters of `model` that require gradients; `llama` is the Llama inside it (or itself)."""
+    """Train, in place, the parameters of `model` that require gradients."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay, fused=True
@@ -83,7 +82,7 @@ def fit(
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, len(batches))
-        loss = _loss(llama, batch)
+        loss = _loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
         optimizer.step()
@@ -129,13 +128,13 @@ def _collate(examples: Sequence[Example]) -> Batch:
     return Batch(token_ids, torch.tensor(answer_at), torch.tensor(targets))
 
 
-def _loss(llama: LlamaForCausalLM, batch: Batch) -> Tensor:
+def _loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Mean cross-entropy over answer tokens; no mask is needed: padding is on the right, attention is causal.
 
     bf16 matrix products halve the step; PyTorch's fused attention is slower than plain matrix products at this
     size (its bf16 backward alone took 37% of a step).
     """
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        hidden = llama.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-        logits = llama.lm_head(hidden[batch.answer_at])  # [num_answer_tokens, vocab_size]
+        hidden = model.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        logits = model.lm_head(hidden[batch.answer_at])  # [num_answer_tokens, vocab_size]
     return nn.functional.cross_entropy(logits.float(), batch.targets)

@@ -31,11 +31,11 @@ class Agreement:
         del pattern
 
     def keep(self, exchange: Exchange, ending: Ending) -> float | None:
-        """The agreement to three decimals, so that distinct values are few; -1 where missing."""
+        """The agreement to two decimals, so that distinct values are few (evidence.py); -1 where missing."""
         if is_missing(ending):
             return -1.0
         value = ending.comparison.values.get(VALUE) if ending.comparison else None
-        return None if value is None else round(min(max(float(value), 0.0), 1.0), 3)
+        return None if value is None else round(min(max(float(value), 0.0), 1.0), 2)
 
     def read(self, kept: object, label: str | None) -> Reading | None:
         """Missing answers lie anywhere between none and full agreement."""

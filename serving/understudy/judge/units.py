@@ -74,7 +74,8 @@ class Units:
         self._entries: dict[str, Entry] = {}
         self._sessions: defaultdict[str, list[str]] = defaultdict(list)
         self._counted: dict[UnitKey, tuple[int, tuple[Reading | None, ...]]] = {}
-        self._unsettled: dict[UnitKey, None] = {}
+        self._open_sessions: dict[str, None] = {}
+        self._interned: dict[tuple[Reading | None, ...], tuple[Reading | None, ...]] = {}
 
     def __contains__(self, exchange_id: str) -> bool:
         return exchange_id in self._entries
@@ -84,29 +85,26 @@ class Units:
         self._entries[exchange_id] = entry
         if entry.session is not None:
             self._sessions[entry.session].append(exchange_id)
-        self._withdraw(_key(exchange_id, entry))
+        self._renew(_key(exchange_id, entry))
 
     def relabel(self, exchange_id: str) -> None:
         """The label of this exchange is new or has changed."""
         if exchange_id in self._entries:
-            self._withdraw(_key(exchange_id, self._entries[exchange_id]))
+            self._renew(_key(exchange_id, self._entries[exchange_id]))
 
     def settle(self, now_unix_s: float) -> int:
-        """Count every unit that is complete by now; returns how many sessions are still open."""
-        for key in list(self._unsettled):
-            members = self._first_burst(key, now_unix_s)
+        """Count every session that is complete by now; returns how many are still open."""
+        for session in list(self._open_sessions):
+            members = self._first_burst(session, now_unix_s)
             if members is not None:
-                del self._unsettled[key]
-                self._count(key, members)
-        return len(self._unsettled)
+                del self._open_sessions[session]
+                self._count(("session", session), members)
+        return len(self._open_sessions)
 
-    def _first_burst(self, key: UnitKey, now_unix_s: float) -> list[str] | None:
+    def _first_burst(self, session: str, now_unix_s: float) -> list[str] | None:
         """The exchanges up to the first long gap, None while there is none."""
-        kind, name = key
-        if kind == "exchange":
-            return [name]
         ordered = sorted(
-            self._sessions[name], key=lambda member: (self._entries[member].arrived_unix_s, member)
+            self._sessions[session], key=lambda member: (self._entries[member].arrived_unix_s, member)
         )
         arrivals = [self._entries[member].arrived_unix_s for member in ordered]
         for index, (here, after) in enumerate(zip(arrivals, [*arrivals[1:], now_unix_s], strict=True)):
@@ -117,7 +115,7 @@ class Units:
     def _count(self, key: UnitKey, members: list[str]) -> None:
         readings = tuple(self._reading(gate, members) for gate in range(len(self._metrics)))
         minute = int(min(self._entries[member].arrived_unix_s for member in members) // 60)
-        self._counted[key] = (minute, readings)
+        self._counted[key] = (minute, self._interned.setdefault(readings, readings))
         self._tally(key, +1)
 
     def _reading(self, gate: int, members: list[str]) -> Reading | None:
@@ -129,11 +127,16 @@ class Units:
                 found.append(reading)
         return Reading.mean(found) if found else None
 
-    def _withdraw(self, key: UnitKey) -> None:
-        self._unsettled[key] = None
+    def _renew(self, key: UnitKey) -> None:
+        """Take the unit back; an exchange counts again at once, a session when it is settled."""
+        kind, name = key
         if key in self._counted:
             self._tally(key, -1)
             del self._counted[key]
+        if kind == "session":
+            self._open_sessions[name] = None
+        else:
+            self._count(key, [name])
 
     def _tally(self, key: UnitKey, change: int) -> None:
         minute, readings = self._counted[key]

@@ -1,24 +1,16 @@
-"""What waits to be written: lines, and between them those who wait until everything before is on disk."""
+"""What waits to be written: lines in groups, and those who wait until theirs is on disk."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from understudy.errors import RecordError
 from understudy.record.schema import Head
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One event, ready to be written."""
-
-    line: bytes
-    head: Head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,49 +36,65 @@ class Flush:
             self.done.set_exception(error)
 
 
-class Backlog:
-    """Lines and flushes in the order in which they came. Not thread-safe."""
+@dataclass(slots=True)
+class Group:
+    """Lines that are written with one fsync, and those who wait for them."""
 
-    def __init__(self) -> None:
-        self._items: deque[Line | Flush] = deque()
-        self.num_bytes = 0
+    lines: bytearray = field(default_factory=bytearray)
+    starts: list[int] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    flushes: list[Flush] = field(default_factory=list)
+
+
+class Backlog:
+    """Groups in the order in which their events came. Not thread-safe.
+
+    Args:
+        group_bytes: a group as large as this is followed by a new one.
+    """
+
+    def __init__(self, group_bytes: int) -> None:
+        self._group_bytes = group_bytes
+        self._groups: deque[Group] = deque()
+        self._num_bytes_before_last = 0
 
     def __bool__(self) -> bool:
-        return bool(self._items)
+        return bool(self._groups)
 
-    def push(self, item: Line | Flush) -> None:
-        """At the end."""
-        self._items.append(item)
-        self.num_bytes += _size_bytes(item)
+    @property
+    def num_bytes(self) -> int:
+        """Of all lines."""
+        return self._num_bytes_before_last + (len(self._groups[-1].lines) if self._groups else 0)
 
-    def first_group(self, max_bytes: int) -> list[Line | Flush]:
-        """From the front, until ``max_bytes`` are reached; they stay here."""
-        group: list[Line | Flush] = []
-        num_bytes = 0
-        for item in self._items:
-            if num_bytes >= max_bytes:
-                break
-            group.append(item)
-            num_bytes += _size_bytes(item)
-        return group
+    @property
+    def num_lines(self) -> int:
+        """In all groups."""
+        return sum(len(group.heads) for group in self._groups)
+
+    def first(self) -> Group:
+        """The oldest group; it stays here."""
+        return self._groups[0]
+
+    def last(self) -> Group:
+        """The group that takes the next line or flush."""
+        if not self._groups or len(self._groups[-1].lines) >= self._group_bytes:
+            self._num_bytes_before_last = self.num_bytes
+            self._groups.append(Group())
+        return self._groups[-1]
 
     def pop(self) -> None:
-        """Remove the first item."""
-        self.num_bytes -= _size_bytes(self._items.popleft())
+        """Remove the oldest group."""
+        group = self._groups.popleft()
+        self._num_bytes_before_last -= len(group.lines) if self._groups else 0
 
-    def take_flushes(self) -> list[Flush]:
-        """Remove all flushes, so that the lines alone wait on."""
-        flushes = [item for item in self._items if isinstance(item, Flush)]
-        self._items = deque(item for item in self._items if isinstance(item, Line))
-        return flushes
+    def refuse_flushes(self, error: RecordError) -> None:
+        """Nobody waits any longer; the lines do."""
+        for group in self._groups:
+            for flush in group.flushes:
+                flush.settle(error)
+            group.flushes.clear()
 
-    def clear(self) -> int:
-        """Remove everything; how many lines that were."""
-        num_lines = sum(isinstance(item, Line) for item in self._items)
-        self._items.clear()
-        self.num_bytes = 0
-        return num_lines
-
-
-def _size_bytes(item: Line | Flush) -> int:
-    return len(item.line) if isinstance(item, Line) else 0
+    def clear(self) -> None:
+        """Remove everything."""
+        self._groups.clear()
+        self._num_bytes_before_last = 0

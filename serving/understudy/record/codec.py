@@ -44,7 +44,14 @@ _HEADS = msgspec.json.Decoder(Head)
 
 
 def encode(event: Event, describe_parameters: DescribeParameters) -> bytes:
-    """One event as a JSON object without line breaks, some 500 MB/s.
+    """One event as a JSON object; see append_json."""
+    buffer = bytearray()
+    append_json(buffer, event, describe_parameters)
+    return bytes(buffer)
+
+
+def append_json(buffer: bytearray, event: Event, describe_parameters: DescribeParameters) -> None:
+    """Append one event to ``buffer`` as a JSON object without line breaks, some 500 MB/s.
 
     A value inside ``parameters``, ``tags`` or ``detail`` that JSON does not know is written as its ``repr``.
 
@@ -52,11 +59,12 @@ def encode(event: Event, describe_parameters: DescribeParameters) -> bytes:
         Whatever ``describe_parameters`` raises, and TypeError, ValueError, ... if the event makes no JSON.
     """
     document = to_json(event, describe_parameters)
+    start = len(buffer)
     try:
-        return _ENCODER.encode(document)
+        _ENCODER.encode_into(document, buffer, -1)
     except UnicodeEncodeError:
         # Half a surrogate pair that some client sent: only the slow encoder escapes it.
-        return json.dumps(document, default=repr, separators=(",", ":")).encode("ascii")
+        buffer[start:] = json.dumps(document, default=repr, separators=(",", ":")).encode("ascii")
 
 
 def decode(line: bytes) -> dict[str, Any]:

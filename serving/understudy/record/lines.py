@@ -29,10 +29,33 @@ class Place(NamedTuple):
     offset_bytes: int
 
 
+def append_line(buffer: bytearray, append_document: Callable[[bytearray], None]) -> None:
+    """Append a line of the log to ``buffer``, in place: copying cost a quarter of the writer's time.
+
+    Args:
+        buffer: is as it was, if anything is raised.
+        append_document: appends a JSON object, with at least one field and no line breaks.
+    """
+    start = len(buffer)
+    buffer += _START + b'00000000"'
+    brace = len(buffer)
+    try:
+        append_document(buffer)
+    except BaseException:
+        del buffer[start:]
+        raise
+    buffer[brace] = ord(",")  # the object goes on behind "crc"
+    with memoryview(buffer) as whole, whole[brace + 1 :] as covered:
+        crc = zlib.crc32(covered)
+    buffer[brace - 9 : brace - 1] = b"%08x" % crc
+    buffer += b"\n"
+
+
 def frame(document: bytes) -> bytes:
-    """A JSON object (at least one field, no line breaks) as a line of the log."""
-    covered = memoryview(document)[1:]
-    return b"".join((_START, b'%08x",' % zlib.crc32(covered), covered, b"\n"))
+    """A JSON object as a line of the log; see append_line."""
+    buffer = bytearray()
+    append_line(buffer, lambda line: line.extend(document))
+    return bytes(buffer)
 
 
 def segment_path(folder: Path, segment: int) -> Path:

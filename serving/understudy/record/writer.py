@@ -1,6 +1,6 @@
 """The writer thread: takes events from a queue that never blocks, and puts them on disk in groups.
 
-    append() -> queue -> [JSON, checksum] -> backlog -> [write, one fsync] -> on_disk(heads, places)
+    append() -> queue -> [JSON, checksum] -> backlog -> [one write, one fsync] -> on_disk(heads, places)
 
 The writer wakes every ``fsync_interval_s``, or at once for flush() and stop(), and puts everything that is
 queued on disk with one fsync (one for every ``group_bytes``, when there is more). When the store fails,
@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.errors import RecordError
-from understudy.record.backlog import Backlog, Flush, Line
-from understudy.record.codec import encode
-from understudy.record.lines import Place, frame
+from understudy.record.backlog import Backlog, Flush
+from understudy.record.codec import append_json
+from understudy.record.lines import Place, append_line
 from understudy.record.log import SegmentLog
 from understudy.record.schema import Control, DescribeParameters, Event, Head, head_of
 
@@ -99,7 +99,7 @@ class Writer:
         self._limits, self._world = limits, world
         # All that callers and the thread share. A deque's append, popleft and len are atomic.
         self._queue: deque[Event | Flush] = deque()
-        self._backlog = Backlog()
+        self._backlog = Backlog(limits.group_bytes)
         self._wake, self._stopping = threading.Event(), False
         self._stopped: str | None = None
         self._off: OSError | None = None
@@ -174,8 +174,7 @@ class Writer:
         while self._backlog:
             if not self._write_group():
                 self._drop_queued(self._encode(len(self._queue), self._limits.max_backlog_bytes))
-                for waiter in self._backlog.take_flushes():
-                    waiter.settle(RecordError(f"recording is off: {self._off}"))
+                self._backlog.refuse_flushes(RecordError(f"recording is off: {self._off}"))
                 return
             num_queued = self._encode(num_queued, self._limits.group_bytes)
             if not self._backlog:
@@ -187,45 +186,52 @@ class Writer:
             num_queued -= 1
             item = self._queue.popleft()
             if isinstance(item, Flush):
-                self._backlog.push(item)
-            elif line := self._line(item):
-                self._backlog.push(line)
+                self._backlog.last().flushes.append(item)
+            else:
+                self._push(item)
         return num_queued
 
-    def _line(self, event: Event) -> Line | None:
+    def _push(self, event: Event) -> None:
+        group = self._backlog.last()
+        start = len(group.lines)
         try:
-            try:
-                document = encode(event, self._describe_parameters)
-            except Exception as error:
-                reason = repr(error)
-                document = encode(event, lambda parameters: {"undescribed": reason})
-                if not self.num_undescribed:
-                    logger.exception("parameters cannot be recorded (said once, counted in num_undescribed)")
-                self.num_undescribed += 1
-            return Line(frame(document), head_of(event))
+            head = head_of(event)
+            append_line(group.lines, lambda line: self._append_json(line, event))
         except Exception:
             logger.exception("an event cannot be recorded: %s", type(event).__name__)
             self._lose(1)
-            return None
+            return
+        group.starts.append(start)
+        group.heads.append(head)
+
+    def _append_json(self, line: bytearray, event: Event) -> None:
+        start = len(line)
+        try:
+            append_json(line, event, self._describe_parameters)
+        except Exception as error:
+            del line[start:]
+            reason = repr(error)
+            append_json(line, event, lambda parameters: {"undescribed": reason})
+            if not self.num_undescribed:
+                logger.exception("parameters cannot be recorded (said once, counted in num_undescribed)")
+            self.num_undescribed += 1
 
     def _write_group(self) -> bool:
-        group = self._backlog.first_group(self._limits.group_bytes)
-        lines = [item for item in group if isinstance(item, Line)]
-        if lines:
+        group = self._backlog.first()
+        if group.heads:
             try:
                 self._attempt_since_s = self._world.monotonic()
-                places = self._log.append([item.line for item in lines])
+                places = self._log.append(group.lines, group.starts)
             except OSError as error:
                 self._turn_off(error)
                 return False
             finally:
                 self._attempt_since_s = None
             self._turn_on()
-            self._on_disk([item.head for item in lines], places)
-        for item in group:
-            self._backlog.pop()
-            if isinstance(item, Flush):
-                item.settle(self._news_of_loss())
+            self._on_disk(group.heads, places)
+        self._backlog.pop()
+        for flush in group.flushes:
+            flush.settle(self._news_of_loss())
         return True
 
     def _turn_off(self, error: OSError) -> None:
@@ -242,8 +248,7 @@ class Writer:
         if num_lost := self.num_lost - self._num_lost_recorded:
             logger.error("%d events were lost and are not in the record", num_lost)
             self._num_lost_recorded += num_lost
-            if line := self._line(Control("recording_resumed", self._world.wall(), num_lost=num_lost)):
-                self._backlog.push(line)
+            self._push(Control("recording_resumed", self._world.wall(), num_lost=num_lost))
 
     def _news_of_loss(self) -> RecordError | None:
         num_lost = self.num_lost - self._num_lost_told
@@ -258,7 +263,7 @@ class Writer:
         for _ in range(num_queued):
             item = self._queue.popleft()
             if isinstance(item, Flush):
-                self._backlog.push(item)
+                self._backlog.last().flushes.append(item)
             else:
                 self._lose(1)
 
@@ -269,10 +274,9 @@ class Writer:
     def _end(self, why: str) -> None:
         self._stopped = why if self._off is None else f"{why} while recording was off: {self._off}"
         self._drop_queued(len(self._queue))
-        waiters = self._backlog.take_flushes()
-        self._lose(self._backlog.clear())
-        for waiter in waiters:
-            waiter.settle(self._not_running())
+        self._lose(self._backlog.num_lines)
+        self._backlog.refuse_flushes(self._not_running())
+        self._backlog.clear()
         try:
             self._log.close()
         except OSError as error:

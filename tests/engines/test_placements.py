@@ -1,0 +1,197 @@
+"""Which process holds which core, what each gets by default, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from understudy.config import ModelSpec
+from understudy.engines import placements
+from understudy.engines.memory import checkpoint_bytes
+from understudy.engines.placements import (
+    LORA_RANKS,
+    PLACEMENTS,
+    engine_args,
+    environment,
+    group_dedicated,
+    group_shared,
+    lora_rank,
+)
+from understudy.errors import ConfigError
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, present: bool = True) -> None:
+    monkeypatch.setattr(placements, "gpu_present", lambda: present)
+
+
+def models(*devices: tuple[int, ...]) -> list[ModelSpec]:
+    return [ModelSpec("m", f"m-{index}", devices=each) for index, each in enumerate(devices)]
+
+
+def adapter(folder: Path, rank: int) -> str:
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_shared_is_one_process_with_the_champion_first(
+    present: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch, present)
+    assert group_shared(models((), (), ())) == [[0, 1, 2]]
+    assert group_shared(models(())) == [[0]]
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_dedicated_is_one_process_a_model(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, present)
+    assert group_dedicated(models((0, 1), (2,), (3,))) == [[0], [1], [2]]
+
+
+def test_dedicated_without_a_gpu_needs_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, False)
+    assert group_dedicated(models((), ())) == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("devices", "rule"),
+    [
+        ([(0,), ()], "needs the devices of every model"),
+        ([(), (1,)], "needs the devices of every model"),
+        ([(0, 1), (1,)], r"\[0, 1, 1\] names a device twice"),
+        ([(0, 0), (1,)], r"\[0, 0, 1\] names a device twice"),
+    ],
+)
+def test_dedicated_on_a_gpu_refuses_devices_that_cannot_be_right(
+    devices: list[tuple[int, ...]], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch)
+    with pytest.raises(ConfigError, match=f"devices: .*{rule}"):
+        group_dedicated(models(*devices))
+
+
+def test_the_table_has_every_placement_that_the_configuration_knows() -> None:
+    assert set(PLACEMENTS) == {"shared", "dedicated"}
+
+
+def test_a_challenger_gets_small_steps_and_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, False)
+    champion = engine_args(ModelSpec("a", "a"), champion=True)
+    challenger = engine_args(ModelSpec("b", "b"), champion=False)
+    assert (champion["model"], challenger["model"]) == ("a", "b")
+    assert "max_num_seqs" not in champion  # the champion is vLLM as it is
+    assert "max_num_batched_tokens" not in champion
+    assert challenger["max_num_seqs"] == 16
+    assert challenger["max_num_batched_tokens"] == 512
+    assert 0 < challenger["kv_cache_memory_bytes"] < champion["kv_cache_memory_bytes"]
+
+
+def test_the_users_own_arguments_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_a_gpu(monkeypatch, False)
+    own = {
+        "kv_cache_memory_bytes": 5,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": 64,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        "max_lora_rank": 64,
+        "seed": 7,
+    }
+    spec = ModelSpec("b", "b", lora=adapter(tmp_path, 8), engine_args=own)
+    assert engine_args(spec, champion=False).items() >= own.items()
+    assert own == {**own}
+    assert spec.engine_args is own
+
+
+def test_on_a_gpu_the_kv_cache_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch)
+    with pytest.raises(ConfigError, match=r"b\.engine_args\.kv_cache_memory_bytes: must be set on a GPU"):
+        engine_args(ModelSpec("org/b", "b"), champion=True)
+    given = engine_args(ModelSpec("b", "b", engine_args={"kv_cache_memory_bytes": 9}), champion=True)
+    assert given["kv_cache_memory_bytes"] == 9
+    assert "distributed_executor_backend" not in given
+
+
+def test_lora_is_switched_on_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_a_gpu(monkeypatch, False)
+    assert not any("lora" in key for key in engine_args(ModelSpec("b", "b"), champion=False))
+    tuned = engine_args(ModelSpec("b", "b", lora=adapter(tmp_path, 20)), champion=False)
+    assert (tuned["enable_lora"], tuned["max_loras"], tuned["max_lora_rank"]) == (True, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [(1, 8), (8, 8), (9, 16), (16, 16), (64, 64), (65, 128), (257, 320), (321, 512), (512, 512)],
+)
+def test_the_smallest_rank_that_vllm_accepts(rank: int, expected: int, tmp_path: Path) -> None:
+    assert lora_rank(adapter(tmp_path, rank)) == expected
+    assert expected in LORA_RANKS
+
+
+def test_a_rank_that_is_too_large(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has rank 513; vLLM accepts at most 512"):
+        lora_rank(adapter(tmp_path, 513))
+
+
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="is not a PEFT adapter"):
+            lora_rank(str(path))
+
+
+def test_an_engine_process_on_the_cpu_leaves_a_core_for_the_api_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_a_gpu(monkeypatch, False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for cores, threads in ((1, "1"), (2, "1"), (16, "15")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert environment(())["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(())["OMP_NUM_THREADS"] == "3"
+    assert "CUDA_VISIBLE_DEVICES" not in environment((0,))
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "expected"),
+    [
+        (None, (), None),
+        (None, (0, 2), "0,2"),
+        ("4,5,6", (0, 2), "4,6"),  # among those that Ray gave this replica
+        ("GPU-a,GPU-b", (1,), "GPU-b"),
+    ],
+)
+def test_devices_are_counted_among_those_this_process_may_see(
+    visible: str | None, devices: tuple[int, ...], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings: dict[str, Any] = environment(devices)
+    assert settings.get("CUDA_VISIBLE_DEVICES") == expected
+    assert "OMP_NUM_THREADS" not in settings
+
+
+def test_the_bytes_of_a_checkpoint_are_its_weight_files(tmp_path: Path) -> None:
+    (tmp_path / "model-1.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "model-2.safetensors").write_bytes(b"x" * 10)
+    (tmp_path / "tokenizer.json").write_bytes(b"x" * 5000)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "model.safetensors").write_bytes(b"x" * 5000)
+    assert checkpoint_bytes(str(tmp_path)) == 110
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".gguf"])
+def test_every_kind_of_weight_file_counts(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"weights{suffix}").write_bytes(b"x" * 7)
+    assert checkpoint_bytes(str(tmp_path)) == 7
+
+
+def test_a_model_that_is_not_on_this_disk_has_no_bytes_yet(tmp_path: Path) -> None:
+    assert checkpoint_bytes("org/model") == 0
+    assert checkpoint_bytes(str(tmp_path)) == 0
