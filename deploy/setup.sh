@@ -133,7 +133,7 @@ install_torch_cpu() {
         rm "$log"
         return
     fi
-    echo "        not found where pip looks by default; trying $TORCH_CPU_INDEX"
+    echo "        not found at the index that pip uses; trying $TORCH_CPU_INDEX"
     pip_install --index-url "$TORCH_CPU_INDEX" "$torch" && return
     cat "$log" >&2
     fail "could not install $torch: the messages of both tries are above."
@@ -166,7 +166,7 @@ check_platform
 check_compiler
 discard_unusable_venv
 
-step "making .venv for the $device"
+step "a Python environment in .venv, for the $device"
 make_venv
 step "installing torch ($(.venv/bin/python --version))"
 if [[ $device == cpu ]]; then
@@ -179,7 +179,7 @@ pip_install -r "$list"
 step "installing understudy itself"
 pip_install --no-build-isolation --quiet -e .
 step "trying the imports"
-verify
+verify || fail "what was installed does not work here: the message is above."
 
 echo "$device" >"$stamp"
 rm .venv/.understudy-unfinished

@@ -7,7 +7,8 @@ from typing import Any
 
 from ray import serve
 
-from understudy.config import parse
+from understudy.config import Config, parse
+from understudy.engines.placements import gpu_present
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -16,8 +17,15 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         ConfigError: naming the key, the value and the rule; nothing was started then.
     """
-    parse(args)
+    config = parse(args)
     from understudy.deployment import Replica
 
-    application: serve.Application = Replica.bind(dict(args))  # type: ignore[attr-defined]
+    replica = Replica.options(ray_actor_options={"num_gpus": num_gpus(config)})  # type: ignore[attr-defined]
+    application: serve.Application = replica.bind(dict(args))
     return application
+
+
+def num_gpus(config: Config) -> int:
+    """GPUs that a replica asks Ray for: those that its models name, one for the shared placement, none on a CPU."""
+    named = {device for model in (config.champion, *config.challengers) for device in model.devices}
+    return len(named) or int(gpu_present())

@@ -141,11 +141,16 @@ class Fork(_Delegating):
         champion: answers everything.
         model: the champion's name in the record.
         offer: takes what was answered; the lane's.
+        adapter: the name of the champion's own LoRA adapter. Requests for anything else that this server holds
+            (the base model, other adapters) are answered, and shed with a counted reason.
     """
 
-    def __init__(self, champion: AsyncLLM, model: str, offer: Callable[[ChampionWitness], None]) -> None:
+    def __init__(
+        self, champion: AsyncLLM, model: str, offer: Callable[[ChampionWitness], None], adapter: str | None = None
+    ) -> None:
         super().__init__(champion)
         self._model = model
+        self._adapter = adapter
         self._offer = offer
 
     def generate(
@@ -154,10 +159,18 @@ class Fork(_Delegating):
         """The champion's stream, untouched: the same objects, the same errors."""
         outputs = self._champion.generate(prompt, sampling_params, request_id, **more)
         context = current.get()
-        if "-beam-" in request_id:  # beam search asks for one token at a time: many calls, no exchange
-            self._note_unsupported("beam_search", request_id, sampling_params, context)
+        why = self._unsupported(request_id, more.get("lora_request"))
+        if why is not None:
+            self._note_unsupported(why, request_id, sampling_params, context)
             return outputs
         return answer(outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over)
+
+    def _unsupported(self, request_id: str, lora_request: Any) -> str | None:
+        """Why this generation is no exchange of the champion's, if it is none."""
+        if "-beam-" in request_id:  # beam search asks for one token at a time: many calls
+            return "beam_search"
+        asked = None if lora_request is None else lora_request.lora_name
+        return None if asked == self._adapter else "other_model"
 
     def _note_unsupported(
         self, why: str, request_id: str, parameters: SamplingParams, context: RequestContext | None

@@ -10,6 +10,7 @@ from typing import Any
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
@@ -49,6 +50,9 @@ def arguments(config: Config) -> Namespace:
     args.model = args.model_tag = config.champion.model
     names = settings.get("served_model_name") or config.champion.name
     args.served_model_name = [names] if isinstance(names, str) else list(names)
+    if config.champion.lora is not None:  # the champion's name means the adapter; the base keeps its own
+        args.served_model_name = [config.champion.model]
+        args.lora_modules = [LoRAModulePath(name=config.champion.name, path=config.champion.lora)]
     validate_parsed_serve_args(args)
     return args
 

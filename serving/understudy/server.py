@@ -165,7 +165,9 @@ class Server:
         from understudy import openai_app
         from understudy.fork import Fork
 
-        fork = Fork(self._engines.champion, self._config.champion.name, self._lane.offer)
+        champion = self._config.champion
+        adapter = champion.name if champion.lora else None
+        fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter)
         vllm_app = await openai_app.build(fork, self._config)
         other_tokenizers = any(not getattr(e, "same_tokenizer", True) for e in self._engines.challengers)
         shadow_app = routes.build(self, self._config.auth.shadow_key)

@@ -1,4 +1,4 @@
-"""offer() is the one call on the answer's path: it never raises, awaits or copies, and keeps one reference."""
+"""offer() is the one call on the answer's path: never raises, awaits or copies, and keeps one reference."""
 
 from __future__ import annotations
 

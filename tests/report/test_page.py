@@ -145,4 +145,13 @@ def test_the_plot_keeps_left_and_right_in_order(new_status: NEW_STATUS, name: st
         assert drawn.low_x <= drawn.mean_x <= drawn.high_x
         assert (drawn.low_x > drawn.margin_x) == (gate.decision == "GO")
         assert (drawn.high_x < drawn.margin_x) == (gate.decision == "NO-GO")
-        assert drawn.cut_low == (gate.low < -5 * gate.margin_fraction)
+        assert drawn.zero_x - drawn.margin_x > 10
+
+
+def test_a_young_interval_is_cut_off_so_that_the_margin_can_be_seen(new_status: NEW_STATUS) -> None:
+    gate = report_view(new_status("young"), []).challengers[0].gates[0]
+    assert gate.high - gate.low > 1.5
+    drawn = plot(gate)
+    assert drawn.cut_low
+    assert drawn.cut_high
+    assert drawn.zero_x - drawn.margin_x > 30

@@ -69,7 +69,7 @@ def test_ray_serve_runs_the_shipped_serve_yaml(tmp_path: Path) -> None:
     models = make(tmp_path / "models")
     shipped = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
     args = shipped["applications"][0]["args"]
-    args["champion"] = {"model": models["llama"], "name": "champ", "engine_args": SMALL}
+    args["champion"] = {"model": models["llama"], "name": "champ", "lora": models["lora"], "engine_args": SMALL}
     args["challenger"] = {"model": models["qwen2"], "name": "rival", "engine_args": SMALL}
     args["record"]["url"] = str(tmp_path / "record")
 
@@ -83,6 +83,10 @@ def test_ray_serve_runs_the_shipped_serve_yaml(tmp_path: Path) -> None:
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
         assert answer["usage"]["completion_tokens"] == 8
         assert server.settled()["counts"]["compared"] == 1
+        # The champion is the adapter; the base model beside it is answered, and is not the champion's exchange.
+        base = httpx.post(f"{server.url}/v1/completions", json=body | {"model": models["llama"]}, timeout=60)
+        assert base.json()["choices"][0]["text"] != answer["choices"][0]["text"]
+        assert server.settled()["counts"]["shed"] == {"other_model": 1}
         server.process.send_signal(signal.SIGINT)
         server.process.wait(90)
         wait_for(lambda: not marked_processes(server.mark), 60)

@@ -25,12 +25,13 @@ class Plot:
 
 
 def plot(gate: GateView) -> Plot:
-    """A scale on which the margin can be seen: from 2 to 5 margins to the left, as the interval needs.
+    """A scale on which mean and margin can be seen: 2 to 5 margins to the left, more where the mean is there.
 
     A young interval is -100 to +100 points; drawn whole, a margin of 2 points would lie on zero.
     """
-    wanted = 1.15 * max(abs(gate.low), abs(gate.high), abs(gate.difference_fraction or 0.0))
-    left = -min(max(wanted, 2 * gate.margin_fraction), 5 * gate.margin_fraction)
+    margin, mean = gate.margin_fraction, abs(gate.difference_fraction or 0.0)
+    wanted = max(1.15 * abs(gate.low), 1.15 * abs(gate.high), 2 * margin)
+    left = -min(wanted, max(5 * margin, 1.3 * mean))
     right = -left if gate.high > 0 else -left / 4
 
     def x(value: float) -> float:
