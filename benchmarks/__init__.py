@@ -1,0 +1,1 @@
+"""Benchmarks that others can re-run."""

@@ -82,7 +82,7 @@ async def measure(num_requests: int) -> dict[str, Any]:
     def offer(witness: ChampionWitness) -> None:
         lane.offer(witness)
 
-    fork = Fork(champion, "champion", offer)  # type: ignore[arg-type]
+    fork = Fork(champion, "champion", offer)
     through: list[float] = []
     straight: list[float] = []
     for number in range(num_requests):
@@ -132,7 +132,12 @@ def main() -> None:
     gc.freeze()
     results = {
         "benchmark": "handover",
-        "regime": {"requests": given.requests, "outputs": NUM_OUTPUTS, "prompt_tokens": 128, "challengers": 2},
+        "regime": {
+            "requests": given.requests,
+            "outputs": NUM_OUTPUTS,
+            "prompt_tokens": 128,
+            "challengers": 2,
+        },
         "machine": machine(),
         "goal_us": GOAL_US,
         "stretch_us": STRETCH_US,

@@ -43,12 +43,19 @@ def main() -> None:
         for repeat in range(given.repeats + 1):
             for arm, measured in seconds.items():
                 took = start_once(arm, champion, challenger, folder)
-                print(f"round {repeat}  {arm:<12}{took:7.1f} s{'' if repeat else '  (not counted)'}", flush=True)
+                print(
+                    f"round {repeat}  {arm:<12}{took:7.1f} s{'' if repeat else '  (not counted)'}", flush=True
+                )
                 if repeat:
                     measured.append(took)
     results: dict[str, Any] = {
         "benchmark": "start",
-        "regime": {"repeats": given.repeats, "models": "demo", "max_model_len": MAX_LEN, "placement": "shared"},
+        "regime": {
+            "repeats": given.repeats,
+            "models": "demo",
+            "max_model_len": MAX_LEN,
+            "placement": "shared",
+        },
         "machine": machine(),
         "goal": GOAL,
         "stretch": STRETCH,
@@ -75,11 +82,19 @@ def demo_models(folder: Path) -> tuple[str, str]:
 def start_once(arm: str, champion: str, challenger: str, folder: Path) -> float:
     """Seconds from the command to the first answer."""
     port = free_port()
-    command = understudy_command(champion, challenger, folder, port) if arm == "understudy" else vllm_command(champion, port)
+    command = (
+        understudy_command(champion, challenger, folder, port)
+        if arm == "understudy"
+        else vllm_command(champion, port)
+    )
     with (folder / "log").open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"}
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"},
         )
         try:
             wait_for_answer(port, process, folder / "log")
@@ -95,7 +110,10 @@ def wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path) -> N
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         try:
-            if httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).status_code == 200:
+            if (
+                httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).status_code
+                == 200
+            ):
                 return
         except httpx.HTTPError:
             pass

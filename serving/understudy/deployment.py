@@ -23,7 +23,7 @@ MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5
 class Replica:
     """Serves vLLM's app over the fork, and /shadow beside it."""
 
-    async def __init__(self, raw_config: Mapping[str, Any]) -> None:
+    async def __init__(self, raw_config: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         self._server = await Server.start(raw_config)
 
     def __serve_build_asgi_app__(self) -> Any:

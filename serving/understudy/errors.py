@@ -1,13 +1,13 @@
 """Everything Understudy raises on purpose.
 
-    UnderstudyError
-    ├── ConfigError          the key, the value and the rule that was broken
-    ├── EngineError          an engine could not do what was asked
-    │   ├── EngineStartError     it did not come up
-    │   ├── EngineDead           its process or core is gone
-    │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
-    ├── DeadlineExceeded     the shadow work did not end in time
-    └── RecordError          the record cannot be read
+UnderstudyError
+├── ConfigError          the key, the value and the rule that was broken
+├── EngineError          an engine could not do what was asked
+│   ├── EngineStartError     it did not come up
+│   ├── EngineDead           its process or core is gone
+│   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
+├── DeadlineExceeded     the shadow work did not end in time
+└── RecordError          the record cannot be read
 """
 
 from __future__ import annotations

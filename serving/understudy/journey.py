@@ -16,34 +16,37 @@ Nothing here knows vLLM, Ray, torch or HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from understudy.compare import compare
 from understudy.engines.base import Engine
 from understudy.types import Ending, Exchange, Outcome, State
 
 Output = TypeVar("Output")
-Seen = TypeVar("Seen", contravariant=True)
+Seen_contra = TypeVar("Seen_contra", contravariant=True)
 
 
-class Witness(Protocol[Seen]):
+class Witness(Protocol[Seen_contra]):
     """Remembers a champion generation by reference. Neither method awaits or raises."""
 
-    def see(self, output: Seen) -> None:
+    def see(self, output: Seen_contra) -> None:
         """Keep one output of the champion."""
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Say how the generation ended."""
 
 
+AWitness = TypeVar("AWitness", bound=Witness[Any])
+
+
 async def answer(
     outputs: AsyncGenerator[Output, None],
-    witness: Witness[Output],
-    hand_over: Callable[[Witness[Output]], None],
-) -> AsyncIterator[Output]:
+    witness: AWitness,
+    hand_over: Callable[[AWitness], None],
+) -> AsyncGenerator[Output, None]:
     """Steps 3 and 4: the user's path. Everything the user sees is yielded by the champion itself.
 
     Args:
@@ -79,7 +82,9 @@ async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generat
     """
     request = await challenger.prepare(exchange)  # identical token ids, or its own template: law 3
     scores = await challenger.score(request) if score else ()  # 7, the cheap half
-    observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
+    observation = (
+        await challenger.generate(request) if generate else request.unanswered()
+    )  # 7, its own answer
     observation = replace(observation, scores=scores)
     comparison = compare(exchange.champion, observation)  # 8
     return Ending(State.COMPARED, challenger=observation, comparison=comparison)

@@ -10,8 +10,8 @@ from typing import Any
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -40,7 +40,7 @@ async def build(client: EngineClient, config: Config) -> App:
 
 def arguments(config: Config) -> Namespace:
     """vLLM's server arguments: its defaults, the champion's engine arguments, then ``server``."""
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     settings: dict[str, Any] = {**config.champion.engine_args, **config.server}
     if config.auth.api_key:
         settings["api_key"] = [config.auth.api_key]

@@ -17,13 +17,13 @@ from understudy.config import Config, ModelSpec, parse
 from understudy.engines import placements
 from understudy.engines.placements import Engines
 from understudy.errors import EngineDead
+from understudy.judge.verdict import Judge
 from understudy.lane.lane import Lane
 from understudy.lane.ledger import total
 from understudy.record import Accepted, Control, Ended, Feedback, RecordKeeper, from_json
 from understudy.report.page import report_page
 from understudy.report.tally import Tallies
 from understudy.types import Ending, Exchange, State
-from understudy.judge.verdict import Judge
 
 log = logging.getLogger("understudy")
 
@@ -43,7 +43,10 @@ class Server:
         self._judge = Judge(config.gates)
         self._tallies = Tallies()
         self._lane = Lane(
-            engines.challengers, config.shadow, self, champion_load=engines.champion.get_num_unfinished_requests
+            engines.challengers,
+            config.shadow,
+            self,
+            champion_load=engines.champion.get_num_unfinished_requests,
         )
 
     @staticmethod
@@ -197,7 +200,12 @@ class Server:
                 if end["state"] == State.PENDING.value:
                     continue
                 ended = from_json(
-                    {"v": 1, "kind": "ended", "exchange_id": accepted.exchange.exchange_id, "challenger": name}
+                    {
+                        "v": 1,
+                        "kind": "ended",
+                        "exchange_id": accepted.exchange.exchange_id,
+                        "challenger": name,
+                    }
                     | end
                     | {"at_unix_s": end["ended_unix_s"]}
                 )
@@ -238,7 +246,11 @@ class Server:
         if self._config.shadow.sample == 0:
             return "shadow.sample is 0"
         sides = self._lane.sides.values()
-        down = [f"{side.engine.name}: {side.engine.health().detail}" for side in sides if not side.engine.health().ready]
+        down = [
+            f"{side.engine.name}: {side.engine.health().detail}"
+            for side in sides
+            if not side.engine.health().ready
+        ]
         return "; ".join(down)
 
     def _note(self, action: str) -> None:
@@ -264,4 +276,8 @@ def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     words = {name: verdict["verdict"] for name, verdict in verdicts.items()}
     order = ("NO-GO", "NOT ENOUGH DATA", "GO")
     worst = next((word for word in order if word in words.values()), "NOT ENOUGH DATA")
-    return {"verdict": worst, "by_challenger": words, "reason": "the least favourable of the challengers' verdicts"}
+    return {
+        "verdict": worst,
+        "by_challenger": words,
+        "reason": "the least favourable of the challengers' verdicts",
+    }

@@ -15,9 +15,7 @@ from .conftest import PATTERN, Desk, exchange
 NewDesk = Callable[..., Desk]
 
 
-def say(
-    desk: Desk, name: str, session: str, ending: bool | State, *, champion: bool = True, at: float
-) -> None:
+def say(desk: Desk, name: str, session: str, ending: bool | State, *, champion: bool = True, at: float) -> None:
     text = "Category: refund" if champion else "Category: other"
     desk.end(exchange(name, text, session=session, at=at), ending)
     desk.judge.feedback(name, "refund")
@@ -70,9 +68,7 @@ def test_a_session_counts_once_it_has_been_quiet(new_desk: NewDesk, accuracy: Ga
         assert ("1 session is still open" in verdict.reason) == (units == 0)
 
 
-def test_what_comes_after_the_gap_opens_no_new_unit_and_changes_nothing(
-    new_desk: NewDesk, accuracy: Gate
-) -> None:
+def test_what_comes_after_the_gap_opens_no_new_unit_and_changes_nothing(new_desk: NewDesk, accuracy: Gate) -> None:
     desk = new_desk(accuracy, session_idle_s=60.0)
     start = desk.now[0]
     say(desk, "a", "s", False, at=start)

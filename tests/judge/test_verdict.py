@@ -87,9 +87,7 @@ def test_go_needs_every_gate_and_no_go_any(new_desk: NewDesk, accuracy: Gate) ->
     assert desk.judge.verdict("challenger").verdict is NO_GO
 
 
-def test_no_go_of_any_of_several_gates_is_tried_at_a_share_of_alpha(
-    new_desk: NewDesk, accuracy: Gate
-) -> None:
+def test_no_go_of_any_of_several_gates_is_tried_at_a_share_of_alpha(new_desk: NewDesk, accuracy: Gate) -> None:
     gates = new_desk(accuracy, Gate("missing", 0.1), Gate("agreement", 0.1)).judge.verdict("x").gates
     assert [(gate.alpha, gate.alpha_no_go) for gate in gates] == [(0.05, 0.025)] * 3
 
@@ -106,9 +104,7 @@ def test_a_parse_failure_is_wrong_and_never_a_tie(new_desk: NewDesk, accuracy: G
 
 
 @pytest.mark.parametrize("label", ["good", "refund"])
-def test_when_nobody_is_ever_right_equal_failure_is_no_go_ahead(
-    new_desk: NewDesk, accuracy: Gate, label: str
-) -> None:
+def test_when_nobody_is_ever_right_equal_failure_is_no_go_ahead(new_desk: NewDesk, accuracy: Gate, label: str) -> None:
     """Labels of another kind, or a pattern that never matches: D is 0 throughout, and must not look equal."""
     desk = new_desk(accuracy)
     for index in range(500):
@@ -119,9 +115,7 @@ def test_when_nobody_is_ever_right_equal_failure_is_no_go_ahead(
 
 
 @pytest.mark.parametrize("state", [State.SHED, State.FAILED, State.EXPIRED])
-def test_missing_answers_are_wrong_where_go_is_claimed(
-    new_desk: NewDesk, accuracy: Gate, state: State
-) -> None:
+def test_missing_answers_are_wrong_where_go_is_claimed(new_desk: NewDesk, accuracy: Gate, state: State) -> None:
     desk = new_desk(accuracy)
     desk.many("both", 200, True, True)
     assert desk.judge.verdict("challenger").verdict is GO
@@ -200,9 +194,7 @@ def test_labels_come_before_or_after_and_count_once(new_desk: NewDesk, accuracy:
 
 
 @pytest.mark.parametrize("session", [None, "s"])
-def test_a_second_ending_of_an_exchange_changes_nothing(
-    new_desk: NewDesk, accuracy: Gate, session: str | None
-) -> None:
+def test_a_second_ending_of_an_exchange_changes_nothing(new_desk: NewDesk, accuracy: Gate, session: str | None) -> None:
     desk = new_desk(accuracy)
     for name in "ab":
         desk.end(exchange(name, "Category: refund", session=session, at=desk.now[0]), name == "a")
@@ -225,15 +217,16 @@ def test_a_changed_label_replaces_the_old_one(new_desk: NewDesk, accuracy: Gate)
     assert (gate.units, gate.difference) == (1, 1)
 
 
-def test_pending_labels_are_bounded_and_an_empty_one_is_refused(accuracy: Gate) -> None:
+def test_pending_labels_are_bounded_and_an_empty_one_is_ignored(accuracy: Gate) -> None:
     judge = Judge([accuracy], max_pending_labels=2, clock=lambda: 0.0)
     for name in "abc":
         judge.feedback(name, "refund")
     for name in "abc":
         judge.ended(exchange(name, "Category: refund"), "challenger", compared("Category: refund"))
     assert judge.verdict("challenger").gates[0].units == 2
-    with pytest.raises(ValueError, match="empty"):
-        judge.feedback("a", "  ")
+    assert not judge.feedback("c", "  ")
+    assert judge.verdict("challenger").gates[0].units == 2
+    assert judge.verdict("challenger").gates[0].difference == 0
 
 
 def test_an_exchange_that_has_not_ended_is_refused(accuracy: Gate) -> None:

@@ -63,9 +63,7 @@ def new_status(verdicts: dict[str, dict[str, Any]]) -> NEW_STATUS:
             "expired": 2,
             "cancelled": 1,
         }
-        listed = [
-            {"name": name, "model": "tiny", "counts": counts, "verdict": verdicts[name]} for name in names
-        ]
+        listed = [{"name": name, "model": "tiny", "counts": counts, "verdict": verdicts[name]} for name in names]
         champion = {"name": "lead", "model": "Qwen/Qwen2.5-0.5B"}
         return {"phase": "shadowing", "placement": "shared", "champion": champion, "challengers": listed}
 

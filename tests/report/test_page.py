@@ -54,9 +54,7 @@ def test_every_verdict_stands_as_prominently_as_any_other(new_status: NEW_STATUS
     names = ("equal", "worse", "young")
     page = Page(report_page(new_status(*names), [summary(name) for name in names]))
     assert page.text["word"] == ["GO", "NO-GO", "NOT ENOUGH DATA"]
-    tones = [
-        (attrs["class"] or "").split()[1] for _, attrs in page.tags if "verdict" in (attrs.get("class") or "")
-    ]
+    tones = [(attrs["class"] or "").split()[1] for _, attrs in page.tags if "verdict" in (attrs.get("class") or "")]
     assert tones == ["go", "no-go", "wait"]
     assert "at most" in page.said("reason")
     assert "at least" in page.said("reason")
@@ -106,20 +104,14 @@ def test_nothing_is_fetched_from_anywhere(new_status: NEW_STATUS, summary: SUMMA
     html = report_page(new_status("equal"), [summary("equal")])
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "base", "form"}
-    assert not [
-        attrs for _, attrs in page.tags if "src" in attrs or not (attrs.get("href") or "#").startswith("#")
-    ]
+    assert not [attrs for _, attrs in page.tags if "src" in attrs or not (attrs.get("href") or "#").startswith("#")]
     assert "url(" not in html
     assert "@import" not in html
-    policy = [
-        attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"
-    ]
+    policy = [attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
-def test_disagreements_stand_side_by_side_from_where_they_part(
-    new_status: NEW_STATUS, summary: SUMMARY
-) -> None:
+def test_disagreements_stand_side_by_side_from_where_they_part(new_status: NEW_STATUS, summary: SUMMARY) -> None:
     one = Disagreement("id-1", None, "Category: refund", "Category: other", 0.5)
     page = Page(report_page(new_status("equal"), [summary("equal", one)]))
     assert page.text["mark"] == ["refund", "other"]

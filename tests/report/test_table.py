@@ -18,17 +18,13 @@ SUMMARY = Callable[..., ChallengerSummary]
 
 
 def printed(status: dict[str, Any], summaries: Sequence[ChallengerSummary], *, colour: bool = False) -> str:
-    console = Console(
-        file=io.StringIO(), width=100, force_terminal=colour, color_system="256" if colour else None
-    )
+    console = Console(file=io.StringIO(), width=100, force_terminal=colour, color_system="256" if colour else None)
     print_report(status, summaries, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "verdict"), [("equal", "GO"), ("worse", "NO-GO"), ("young", "NOT ENOUGH DATA")]
-)
+@pytest.mark.parametrize(("name", "verdict"), [("equal", "GO"), ("worse", "NO-GO"), ("young", "NOT ENOUGH DATA")])
 def test_the_verdict_comes_first_and_its_reason_under_it(
     new_status: NEW_STATUS, summary: SUMMARY, name: str, verdict: str
 ) -> None:

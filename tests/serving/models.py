@@ -17,7 +17,10 @@ TEMPLATE = (
 )
 TEXTS = {
     "plain": ["the quick brown fox jumps over the lazy dog", "my order did not arrive, please help me"],
-    "other": ["entirely different words make entirely different merges", "zwei Sprachen, ein Modell, 0123456789"],
+    "other": [
+        "entirely different words make entirely different merges",
+        "zwei Sprachen, ein Modell, 0123456789",
+    ],
 }
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -61,7 +64,9 @@ def make(folder: Path) -> dict[str, str]:
         words.save_pretrained(folder / name)
     adapter = get_peft_model(
         llama.float(),
-        LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False),
+        LoraConfig(
+            r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False
+        ),
     )
     adapter.save_pretrained(folder / "lora")
     return {name: str(folder / name) for name in ("llama", "qwen2", "other", "lora")}

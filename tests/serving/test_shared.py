@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-
 from tests.serving.models import make
 from tests.serving.process import Running, is_free, marked_processes, running, wait_for
 
@@ -34,7 +33,11 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"celsius": {"type": "boolean"}}, "required": ["celsius"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"celsius": {"type": "boolean"}},
+            "required": ["celsius"],
+        },
     },
 }
 YES_NO = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
@@ -136,7 +139,9 @@ def test_completions_streaming(server: Running, client: openai.OpenAI) -> None:
 
 
 def test_responses(server: Running, client: openai.OpenAI) -> None:
-    answer = client.responses.create(model="champ", input="hello", instructions="be brief", max_output_tokens=8)
+    answer = client.responses.create(
+        model="champ", input="hello", instructions="be brief", max_output_tokens=8
+    )
     check_shadowed(server, answer.id)
 
 
@@ -148,7 +153,9 @@ def test_responses_streaming(server: Running, client: openai.OpenAI) -> None:
 
 def test_messages_route(server: Running) -> None:
     body = {"model": "champ", "messages": ASK, "max_tokens": 8}
-    answer = httpx.post(f"{server.url}/v1/messages", json=body, timeout=60, headers={"x-request-id": "anthropic-1"})
+    answer = httpx.post(
+        f"{server.url}/v1/messages", json=body, timeout=60, headers={"x-request-id": "anthropic-1"}
+    )
     assert answer.status_code == 200
     check_shadowed(server, "anthropic-1")
 
@@ -226,7 +233,10 @@ def test_a_request_of_more_than_a_megabyte(server: Running) -> None:
     assert len(exchange["champion"]["prompt_token_ids"]) == 256
     assert exchange["challengers"]["qwen2"]["state"] == "compared"
     # Its own template renders the whole text: more than its context, and that is what the record says.
-    assert (exchange["challengers"]["other"]["state"], exchange["challengers"]["other"]["reason"]) == ("shed", "too_long")
+    assert (exchange["challengers"]["other"]["state"], exchange["challengers"]["other"]["reason"]) == (
+        "shed",
+        "too_long",
+    )
 
 
 # What HTTP knows
@@ -347,7 +357,9 @@ def test_the_counts_add_up_at_every_moment_under_load(server: Running, client: o
         assert equation_holds(status["counts"])
         assert all(equation_holds(challenger["counts"]) for challenger in status["challengers"])
         for key in ("offered", "sampled", "pending", "compared", "expired", "cancelled"):
-            assert status["counts"][key] == sum(challenger["counts"][key] for challenger in status["challengers"])
+            assert status["counts"][key] == sum(
+                challenger["counts"][key] for challenger in status["challengers"]
+            )
 
 
 def num_running(server: Running) -> float:
@@ -367,7 +379,9 @@ def test_a_client_that_disconnects_mid_stream(server: Running, client: openai.Op
     leave_mid_stream(client)
     after = wait_for(lambda: (c := server.status()["counts"])["cancelled"] > before["cancelled"] and c, 20)
     assert after["cancelled"] == before["cancelled"] + 5
-    wait_for(lambda: num_running(server) == 0, 20)  # aborted in the engine: 3,500 tokens take longer than this
+    wait_for(
+        lambda: num_running(server) == 0, 20
+    )  # aborted in the engine: 3,500 tokens take longer than this
 
 
 def test_pause_is_a_kill_switch_and_resume_undoes_it(server: Running, client: openai.OpenAI) -> None:
@@ -421,5 +435,3 @@ def test_the_report_is_a_page(server: Running) -> None:
 def test_the_engine_process_is_one_and_not_the_api_process(server: Running) -> None:
     hosts = [line for line in marked_processes(server.mark) if "understudy.engines.host" in line]
     assert len(hosts) == 1
-
-

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-
 from tests.serving.models import make
 from tests.serving.process import MARK, marked_processes, running, serve_command, wait_for
 
@@ -56,7 +55,9 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_missing_champion_ends_the_start_with_its_reason(tmp_path: Path) -> None:
-    done = run({"champion": {"model": str(tmp_path / "nowhere")}, "record": {"url": str(tmp_path / "r")}}, tmp_path)
+    done = run(
+        {"champion": {"model": str(tmp_path / "nowhere")}, "record": {"url": str(tmp_path / "r")}}, tmp_path
+    )
     assert done.returncode == 1
     assert "the champion did not come up" in done.stderr
     assert "nowhere" in done.stderr
@@ -69,7 +70,12 @@ def test_ray_serve_runs_the_shipped_serve_yaml(tmp_path: Path) -> None:
     models = make(tmp_path / "models")
     shipped = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
     args = shipped["applications"][0]["args"]
-    args["champion"] = {"model": models["llama"], "name": "champ", "lora": models["lora"], "engine_args": SMALL}
+    args["champion"] = {
+        "model": models["llama"],
+        "name": "champ",
+        "lora": models["lora"],
+        "engine_args": SMALL,
+    }
     args["challenger"] = {"model": models["qwen2"], "name": "rival", "engine_args": SMALL}
     args["record"]["url"] = str(tmp_path / "record")
 

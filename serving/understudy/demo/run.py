@@ -41,7 +41,9 @@ def run(models_folder: Path, *, num_tickets: int, port: int, out: Path) -> int:
         console.rule("3. tickets")
         tickets = held_out_tickets(num_tickets, seed=1)
         ids, seconds = send(url, tickets, console)
-        console.print(f"{len(ids)} of {num_tickets} tickets answered in {seconds:.1f} s; their labels are fed back")
+        console.print(
+            f"{len(ids)} of {num_tickets} tickets answered in {seconds:.1f} s; their labels are fed back"
+        )
         feed_back(url, ids, tickets)
         status = wait_for_shadow(url, console)
         console.rule("4. verdicts")
@@ -84,7 +86,9 @@ def send(url: str, tickets: Sequence[Ticket], console: Console) -> tuple[dict[in
     ids: dict[int, str] = {}
     with progress(console) as bar, ThreadPoolExecutor(CONCURRENCY) as pool:
         task = bar.add_task("tickets answered", total=len(tickets))
-        for index, response_id in enumerate(pool.map(lambda n: ask(client, tickets[n], n % 2 == 0), range(len(tickets)))):
+        for index, response_id in enumerate(
+            pool.map(lambda n: ask(client, tickets[n], n % 2 == 0), range(len(tickets)))
+        ):
             ids[index] = response_id
             bar.advance(task)
     return ids, time.monotonic() - started
@@ -138,5 +142,9 @@ def adds_up(counts: Mapping[str, Any]) -> bool:
 def progress(console: Console) -> Progress:
     """A bar with counts and the time so far."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
     )

@@ -43,7 +43,9 @@ class ShadowRequest:
     def unanswered(self) -> Observation:
         """The observation of a challenger that only scored."""
         now = Timings(self.arrived_s, None, self.arrived_s)
-        return Observation(self.model, Outcome.FINISHED, self.prompt_token_ids, (), now, rendered=self.rendered)
+        return Observation(
+            self.model, Outcome.FINISHED, self.prompt_token_ids, (), now, rendered=self.rendered
+        )
 
     def observation(self, answers: tuple[Answer, ...], timings: Timings) -> Observation:
         """The observation of a challenger that generated ``answers``."""
@@ -55,7 +57,9 @@ class ShadowRequest:
 class Engine(Protocol):
     """One challenger."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the configuration and in status."""
 
     def health(self) -> Health:
         """Cheap, never raises."""

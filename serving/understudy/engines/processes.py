@@ -74,7 +74,11 @@ class EngineProcess:
             env={**os.environ, **environment},
         )
         os.close(write_fd)
-        plan = {"cores": [asdict(spec) for spec in specs], "has_champion": has_champion, "events_fd": write_fd}
+        plan = {
+            "cores": [asdict(spec) for spec in specs],
+            "has_champion": has_champion,
+            "events_fd": write_fd,
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
         self._process.stdin.flush()

@@ -138,7 +138,9 @@ class VllmEngine:
                 tuple(self._tokenizer.encode(answer.text, add_special_tokens=False)) for answer in answers
             )
         if len(prompt) + 1 > self._max_model_len:
-            raise Unsupported("too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}")
+            raise Unsupported(
+                "too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}"
+            )
         return ShadowRequest(
             model=self.name,
             prompt_token_ids=prompt,
@@ -161,7 +163,9 @@ class VllmEngine:
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. TTFT is not seen here: only the finished answer leaves the engine process."""
         final = await self._run(request.prompt_token_ids, request.parameters)
-        answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
+        answers = tuple(
+            to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index)
+        )
         return request.observation(answers, Timings(request.arrived_s, None, time.monotonic()))
 
     async def busy_s(self) -> float:
@@ -192,8 +196,12 @@ class VllmEngine:
         final = await self._run(tokens, parameters)
         assert final.prompt_logprobs is not None
         rows = final.prompt_logprobs[len(prompt) :]
-        entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
-        return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
+        entries = [
+            row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None
+        ]
+        return Score(
+            tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries)
+        )
 
     async def _run(self, prompt: tuple[int, ...], parameters: SamplingParams) -> RequestOutput:
         """Run to the end. vLLM aborts the work in the engine when this is cancelled."""

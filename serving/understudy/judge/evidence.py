@@ -83,9 +83,7 @@ class Evidence:
         """Both together, for replicas that saw different units."""
         total = Counter(dict(zip(self.values.tolist(), self.counts.tolist(), strict=True)))
         total.update(dict(zip(other.values.tolist(), other.counts.tolist(), strict=True)))
-        return Evidence.of(
-            total, lowest=min(self.lowest, other.lowest), highest=max(self.highest, other.highest)
-        )
+        return Evidence.of(total, lowest=min(self.lowest, other.lowest), highest=max(self.highest, other.highest))
 
     def swapped(self) -> Evidence:
         """Champion and challenger with their sides exchanged: every D becomes -D."""

@@ -103,9 +103,7 @@ class Units:
 
     def _first_burst(self, session: str, now_unix_s: float) -> list[str] | None:
         """The exchanges up to the first long gap, None while there is none."""
-        ordered = sorted(
-            self._sessions[session], key=lambda member: (self._entries[member].arrived_unix_s, member)
-        )
+        ordered = sorted(self._sessions[session], key=lambda member: (self._entries[member].arrived_unix_s, member))
         arrivals = [self._entries[member].arrived_unix_s for member in ordered]
         for index, (here, after) in enumerate(zip(arrivals, [*arrivals[1:], now_unix_s], strict=True)):
             if after - here >= self._session_idle_s:

@@ -104,14 +104,12 @@ class Judge:
         """The right answer to an exchange, before or after it ended. A changed label replaces the old one.
 
         Returns:
-            Whether it was new.
-
-        Raises:
-            ValueError: the label is empty.
+            Whether it changed anything. An empty label says nothing and is ignored: a record may hold one,
+            and replaying it must not fail.
         """
         label = normal(label)
         if not label:
-            raise ValueError("a label must not be empty")
+            return False
         known = any(exchange_id in units for units in self._units.values())
         labels = self._labels if known else self._pending_labels
         if labels.get(exchange_id) == label:

@@ -49,11 +49,7 @@ def _wait(gate: GateVerdict) -> str:
         return more
     hours = gate.more_hours
     lasting = (
-        f"{hours * 60:.0f} minutes"
-        if hours < 2
-        else f"{hours:.0f} hours"
-        if hours < 72
-        else f"{hours / 24:.0f} days"
+        f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
     )
     return f"{more}, {lasting} at today's rate"
 
@@ -61,9 +57,7 @@ def _wait(gate: GateVerdict) -> str:
 def _shortfall(gate: GateVerdict, difference: float, bound: str) -> str:
     metric = metric_class(gate.metric)
     if difference > 0:
-        return metric.BETTER.format(
-            bound="at least" if bound == "at most" else "at most", points=_points(difference)
-        )
+        return metric.BETTER.format(bound="at least" if bound == "at most" else "at most", points=_points(difference))
     return metric.WORSE.format(bound=bound, points=_points(difference))
 
 

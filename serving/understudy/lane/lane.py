@@ -32,10 +32,17 @@ PRESSURE_POLL_S = 0.02
 class Offered(Protocol):
     """What the fork hands over: enough to decide, and a way to the whole exchange, off the answer's path."""
 
-    exchange_id: str
-    shadow_off: bool
-    unsupported: str | None
-    """Why no challenger can meet it, where that is known already; it is shed for that reason."""
+    @property
+    def exchange_id(self) -> str:
+        """Ours; sampling hashes it."""
+
+    @property
+    def shadow_off(self) -> bool:
+        """Whether the client opted out."""
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why no challenger can meet it, where that is known already; it is shed for that reason."""
 
     def complete(self) -> Exchange:
         """The exchange. Copies; called once, by the lane."""
@@ -91,6 +98,7 @@ class Lane:
         self._champion_load = champion_load
         self._clock = clock
         self._inbox: deque[Offered] = deque()
+        self._moved = asyncio.Event()
         self._closing = False
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,9 +134,10 @@ class Lane:
         await asyncio.gather(*self._tasks, *running, return_exceptions=True)
 
     async def idle(self) -> None:
-        """Return when nothing is waiting or running. For tests, the demo and a clean end; polls."""
+        """Return when nothing is waiting or running: for tests and benchmarks."""
         while self._inbox or any(side.ledger.pending for side in self.sides.values()):
-            await asyncio.sleep(PRESSURE_POLL_S)
+            self._moved.clear()
+            await self._moved.wait()
 
     def pause(self) -> None:
         """The kill switch: nothing starts, what waits is shed, what runs is aborted and shed."""
@@ -168,6 +177,7 @@ class Lane:
             while self._inbox:
                 with self.guard("intake"):
                     self._take_one(self._inbox.popleft())
+                self._moved.set()
                 await asyncio.sleep(0)  # the champion's answers come first, also in this loop
 
     def _take_one(self, offered: Offered) -> None:
@@ -309,6 +319,7 @@ class Lane:
         side.ledger.end(ending)
         with self.guard("record"):
             self._witnesses.ended(exchange, side.engine.name, ending)
+        self._moved.set()
 
     def status(self) -> Mapping[str, Any]:
         """What only the lane knows: the errors that its guard swallowed, by operation."""

@@ -57,7 +57,11 @@ class Ledger:
     def restore(self, counts: Counted) -> None:
         """Take over the counts of an earlier run from its record. What was pending then is not among them."""
         self.offered += counts.offered
-        ended = {State.COMPARED: counts.compared, State.EXPIRED: counts.expired, State.CANCELLED: counts.cancelled}
+        ended = {
+            State.COMPARED: counts.compared,
+            State.EXPIRED: counts.expired,
+            State.CANCELLED: counts.cancelled,
+        }
         for state, count in ended.items():
             self._count(state, "", count)
             self.sampled += count

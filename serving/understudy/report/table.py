@@ -92,14 +92,10 @@ def _counts(challenger: ChallengerView) -> Padding:
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", padding=(0, 1))
     for index, heading in enumerate(headings):
-        table.add_column(
-            heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0
-        )
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index > 0)
     return table
 
 
 def _plain(text: str) -> str:
     """Names and reasons may come from outside: no control sequence reaches the terminal."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

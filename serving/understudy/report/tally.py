@@ -106,9 +106,7 @@ class Tally:
             challenger_end_to_end_p50_ms=_median(self.challenger_ms),
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
-            disagreements=tuple(
-                one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))
-            ),
+            disagreements=tuple(one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))),
         )
 
 

@@ -94,8 +94,7 @@ def report_view(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary
         phase=str(status.get("phase") or "unknown"),
         placement=str(status.get("placement") or "unknown"),
         challengers=tuple(
-            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name)))
-            for name in names
+            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name))) for name in names
         ),
     )
 
