@@ -23,11 +23,7 @@ def main() -> int:
         command = [sys.executable, "-m", f"benchmarks.{module}", "--out", str(out)]
         if subprocess.run(command, cwd=HERE.parent, check=False).returncode:
             failed.append(name)
-    print(
-        f"\nfailed: {', '.join(failed)}"
-        if failed
-        else "\nall benchmarks ran; results are in benchmarks/results/"
-    )
+    print(f"\nfailed: {', '.join(failed)}" if failed else "\nall benchmarks ran; results are in benchmarks/results/")
     return int(bool(failed))
 
 

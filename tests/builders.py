@@ -217,9 +217,7 @@ class WatchedEngine(FakeEngine):
             raise self.faults[name]
 
 
-def shadow_spec(
-    *, sample: float = 1.0, score: bool = True, generate: bool = True, **limits: Any
-) -> ShadowSpec:
+def shadow_spec(*, sample: float = 1.0, score: bool = True, generate: bool = True, **limits: Any) -> ShadowSpec:
     return ShadowSpec(sample, score, generate, Limits(**limits))
 
 

@@ -98,9 +98,7 @@ async def test_nothing_is_handed_over_before_the_end_of_the_answer() -> None:
     assert record.end == ENDED
 
 
-@pytest.mark.parametrize(
-    "fault", [ValueError("no"), RuntimeError("gone"), OSError("disk"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("fault", [ValueError("no"), RuntimeError("gone"), OSError("disk"), KeyboardInterrupt()])
 @in_loop
 async def test_an_error_of_the_champion_reaches_the_user_unchanged(fault: BaseException) -> None:
     record = Record()
@@ -242,9 +240,7 @@ async def test_hand_over_comes_exactly_once_and_last(leave: str) -> None:
     ],
 )
 @in_loop
-async def test_shadow_does_what_it_is_asked_cheapest_first(
-    score: bool, generate: bool, calls: list[str]
-) -> None:
+async def test_shadow_does_what_it_is_asked_cheapest_first(score: bool, generate: bool, calls: list[str]) -> None:
     engine = WatchedEngine("b")
     ending = await journey.shadow(exchange(), engine, score=score, generate=generate)
     assert engine.calls == calls
@@ -259,9 +255,7 @@ async def test_shadow_does_what_it_is_asked_cheapest_first(
 async def test_shadow_gives_the_challenger_the_champions_prompt_ids() -> None:
     seen: list[Any] = []
 
-    def remember(
-        prompt: tuple[int, ...], champion: tuple[tuple[int, ...], ...]
-    ) -> tuple[tuple[int, ...], ...]:
+    def remember(prompt: tuple[int, ...], champion: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         seen.append((prompt, champion))
         return champion
 

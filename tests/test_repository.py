@@ -79,15 +79,11 @@ def code_in_readme() -> list[str]:
 def commands_in_readme(program: str) -> list[list[str]]:
     """The words after each mention of a program at the start of a command."""
     pattern = rf"(?:^|&& |[$] ?|/){program}((?: +[\w./:-]+)+)"
-    return [
-        words.split() for code in code_in_readme() for words in re.findall(pattern, code, flags=re.MULTILINE)
-    ]
+    return [words.split() for code in code_in_readme() for words in re.findall(pattern, code, flags=re.MULTILINE)]
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
-    targets = set(
-        re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    )
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = {words[0] for words in commands_in_readme("make")}
     assert named, "the README names no make target"
     assert named <= targets
@@ -126,9 +122,7 @@ def paths_in_tree(block: str) -> Iterator[str]:
 
 
 def tree_of_readme() -> set[str]:
-    blocks = [
-        code for code in code_in_readme() if "serving/" in code and "journey.py" in code and "\n" in code
-    ]
+    blocks = [code for code in code_in_readme() if "serving/" in code and "journey.py" in code and "\n" in code]
     assert len(blocks) == 1, "the README has one fenced tree, with serving/ and journey.py in it"
     return {path.removesuffix("/") for path in paths_in_tree(blocks[0])}
 
@@ -192,16 +186,12 @@ def locked(device: str) -> dict[str, str]:
 def test_the_lists_have_what_pyproject_pins(device: str) -> None:
     for requirement in [*project()[""], *project()["dev"], *project()[device]]:
         version = locked(device)[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), (
-            f"{requirement} is {version} in requirements-{device}.txt"
-        )
+        assert requirement.specifier.contains(version), f"{requirement} is {version} in requirements-{device}.txt"
 
 
 def test_the_lists_agree_with_each_other() -> None:
     cpu, gpu = locked("cpu"), locked("gpu")
-    assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {
-        "torch"
-    }  # 2.13.0+cpu, 2.13.0
+    assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {"torch"}  # 2.13.0+cpu, 2.13.0
     assert not NOT_INSTALLED & (cpu.keys() | gpu.keys())
 
 
@@ -293,10 +283,7 @@ def test_heavy_imports_have_one_home(module: str) -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = {
-        canonicalize_name(requirement.name)
-        for requirement in [*project()[""], *project()[installed_device()]]
-    }
+    declared = {canonicalize_name(requirement.name) for requirement in [*project()[""], *project()[installed_device()]]}
     providers = packages_distributions()
     known = sys.stdlib_module_names | {"understudy", "understudy_kernels", "__future__"}
     undeclared = {

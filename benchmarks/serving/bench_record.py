@@ -75,9 +75,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     parser.add_argument("--num-exchanges", type=int, default=1500)
@@ -252,8 +250,7 @@ def measure_loop_lag(folder: Path, events: Sequence[Event], rate: int) -> dict[s
             lag[name].append(asyncio.run(tick(2.0, events if name == "writing" else ())))
     keeper.close()
     return {"exchanges_per_s": rate} | {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for name, runs in lag.items()
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in lag.items()
     }
 
 
@@ -347,9 +344,7 @@ def print_table(results: dict[str, Any]) -> None:
     for title in ("append_us", "loop_lag_ms"):
         for name, row in results[title].items():
             if isinstance(row, dict):
-                print(
-                    f"{title:<14}{name:<20}" + "".join(f"{key} {value:.2f}  " for key, value in row.items())
-                )
+                print(f"{title:<14}{name:<20}" + "".join(f"{key} {value:.2f}  " for key, value in row.items()))
     for name, value in results["reading"].items():
         print(f"{name:<26}{value}")
 

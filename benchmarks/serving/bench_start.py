@@ -43,9 +43,7 @@ def main() -> None:
         for repeat in range(given.repeats + 1):
             for arm, measured in seconds.items():
                 took = start_once(arm, champion, challenger, folder)
-                print(
-                    f"round {repeat}  {arm:<12}{took:7.1f} s{'' if repeat else '  (not counted)'}", flush=True
-                )
+                print(f"round {repeat}  {arm:<12}{took:7.1f} s{'' if repeat else '  (not counted)'}", flush=True)
                 if repeat:
                     measured.append(took)
     results: dict[str, Any] = {
@@ -83,9 +81,7 @@ def start_once(arm: str, champion: str, challenger: str, folder: Path) -> float:
     """Seconds from the command to the first answer."""
     port = free_port()
     command = (
-        understudy_command(champion, challenger, folder, port)
-        if arm == "understudy"
-        else vllm_command(champion, port)
+        understudy_command(champion, challenger, folder, port) if arm == "understudy" else vllm_command(champion, port)
     )
     with (folder / "log").open("wb") as log:
         started = time.monotonic()
@@ -110,10 +106,7 @@ def wait_for_answer(port: int, process: subprocess.Popen[bytes], log: Path) -> N
     deadline_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         try:
-            if (
-                httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).status_code
-                == 200
-            ):
+            if httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

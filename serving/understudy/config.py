@@ -52,20 +52,12 @@ class Limits:
     """What the lane may take."""
 
     max_pending: int = _positive(1024, "a whole number above 0: exchanges that wait for one challenger")
-    max_concurrency: int = _positive(
-        4, "a whole number above 0: exchanges that one challenger works on at a time"
-    )
-    deadline_s: float = _positive(
-        120.0, "seconds above 0, from the end of the answer to the end of the shadow work"
-    )
+    max_concurrency: int = _positive(4, "a whole number above 0: exchanges that one challenger works on at a time")
+    deadline_s: float = _positive(120.0, "seconds above 0, from the end of the answer to the end of the shadow work")
     max_tokens_per_s: float | None = _positive(None, "tokens per second above 0, read and generated, or null")
-    yield_above: int = _positive(
-        32, "a whole number above 0: no shadow work starts while the champion has more"
-    )
+    yield_above: int = _positive(32, "a whole number above 0: no shadow work starts while the champion has more")
     breaker_faults: int = _positive(5, "a whole number above 0: faults in a row that open the breaker")
-    breaker_cooldown_s: float = _positive(
-        30.0, "seconds above 0 before an open breaker lets one exchange through"
-    )
+    breaker_cooldown_s: float = _positive(30.0, "seconds above 0 before an open breaker lets one exchange through")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +164,7 @@ def _with_names(config: Config) -> Config:
     if not champion.name:
         champion = dataclasses.replace(champion, name=champion.model)
     challengers = tuple(
-        challenger
-        if challenger.name
-        else dataclasses.replace(challenger, name=_default_name(challenger, index))
+        challenger if challenger.name else dataclasses.replace(challenger, name=_default_name(challenger, index))
         for index, challenger in enumerate(config.challengers, 1)
     )
     return dataclasses.replace(config, champion=champion, challengers=challengers)
@@ -194,11 +184,7 @@ def _section(kind: type[Section], raw: Any, path: str) -> Section:
             raise unknown_key(path, str(key), list(fields))
     values = {key: _value(hints[key], value, f"{path}{key}") for key, value in raw.items()}
     for name, each in fields.items():
-        if (
-            name not in values
-            and each.default is dataclasses.MISSING
-            and each.default_factory is dataclasses.MISSING
-        ):
+        if name not in values and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}{name}: is required")
         check = each.metadata.get("check")
         if name in values and check is not None and not check(values[name]):

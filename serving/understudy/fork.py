@@ -39,9 +39,7 @@ class ChampionWitness:
         "_parameters", "_prompt", "_request_id", "context", "exchange_id", "unsupported",
     )  # fmt: skip
 
-    def __init__(
-        self, model: str, request_id: str, parameters: SamplingParams, context: RequestContext | None
-    ) -> None:
+    def __init__(self, model: str, request_id: str, parameters: SamplingParams, context: RequestContext | None) -> None:
         self.exchange_id = uuid.uuid4().hex
         self.context = context
         self.unsupported: str | None = None
@@ -79,11 +77,7 @@ class ChampionWitness:
         """The exchange. Copies token ids; the lane calls it, not the answer's path."""
         answers = self._answers()
         outcome = self._outcome
-        if (
-            outcome is Outcome.CANCELLED
-            and answers
-            and all(a.finish_reason not in (None, "abort") for a in answers)
-        ):
+        if outcome is Outcome.CANCELLED and answers and all(a.finish_reason not in (None, "abort") for a in answers):
             outcome = Outcome.FINISHED
         elif any(a.finish_reason == "abort" for a in answers):
             outcome = Outcome.CANCELLED
@@ -166,15 +160,15 @@ class Fork(_Delegating):
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """The champion's stream, untouched: the same objects, the same errors."""
-        outputs: AsyncGenerator[RequestOutput, None] = self._champion.generate(prompt, sampling_params, request_id, **more)
+        outputs: AsyncGenerator[RequestOutput, None] = self._champion.generate(
+            prompt, sampling_params, request_id, **more
+        )
         context = current.get()
         why = self._unsupported(request_id, more.get("lora_request"))
         if why is not None:
             self._note_unsupported(why, request_id, sampling_params, context)
             return outputs
-        return answer(
-            outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over
-        )
+        return answer(outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over)
 
     def _unsupported(self, request_id: str, lora_request: Any) -> str | None:
         """Why this generation is no exchange of the champion's, if it is none."""

@@ -82,9 +82,7 @@ async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generat
     """
     request = await challenger.prepare(exchange)  # identical token ids, or its own template: law 3
     scores = await challenger.score(request) if score else ()  # 7, the cheap half
-    observation = (
-        await challenger.generate(request) if generate else request.unanswered()
-    )  # 7, its own answer
+    observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)
     comparison = compare(exchange.champion, observation)  # 8
     return Ending(State.COMPARED, challenger=observation, comparison=comparison)

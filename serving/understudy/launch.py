@@ -60,9 +60,7 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
     """A server for the time of the block; gives its URL."""
     config = parse(raw)
     if not is_loopback(host) and config.auth.shadow_key is None:
-        raise ConfigError(
-            f"auth.shadow_key: must be set where the server listens beyond this machine (--host {host})"
-        )
+        raise ConfigError(f"auth.shadow_key: must be set where the server listens beyond this machine (--host {host})")
     refuse_taken_port(host, port)
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
     started = time.monotonic()

@@ -26,6 +26,7 @@ from understudy.report.tally import Tallies
 from understudy.types import Ending, Exchange, State
 
 log = logging.getLogger("understudy")
+VERDICT_MAX_AGE_S = 1.0
 
 
 class Server:
@@ -42,6 +43,8 @@ class Server:
         self._keeper = keeper
         self._judge = Judge(config.gates)
         self._tallies = Tallies()
+        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._verdicts_at_s = float("-inf")
         self._lane = Lane(
             engines.challengers,
             config.shadow,
@@ -104,7 +107,7 @@ class Server:
     async def status(self) -> dict[str, Any]:
         """The contract of DESIGN.md."""
         counts = self._lane.counts()
-        verdicts = {name: self._judge.verdict(name).as_dict() for name in counts}
+        verdicts = self._current_verdicts(idle=not any(each["pending"] for each in counts.values()))
         challengers = [
             await self._challenger_status(model, counts[model.name], verdicts[model.name])
             for model in self._config.challengers
@@ -114,8 +117,7 @@ class Server:
             "phase": self._lane.phase().value,
             "reason": self._why_off(),
             "placement": self._config.placement,
-            "champion": describe_model(self._config.champion)
-            | {"ready": not self._engines.champion_dead.is_set()},
+            "champion": describe_model(self._config.champion) | {"ready": not self._engines.champion_dead.is_set()},
             "challengers": challengers,
             "counts": total(counts.values()),
             "verdict": overall(verdicts),
@@ -214,6 +216,7 @@ class Server:
                 self._tallies.ended(accepted.exchange, name, ended.ending)
             for given in view["feedback"]:
                 self._label(accepted.exchange.exchange_id, given["label"])
+        self._current_verdicts(idle=True)  # the first after a long record takes its time, here in a thread
 
     def _label(self, exchange_id: str, label: str) -> None:
         self._judge.feedback(exchange_id, label)
@@ -237,6 +240,14 @@ class Server:
             "verdict": verdict,
         }
 
+    def _current_verdicts(self, *, idle: bool) -> Mapping[str, dict[str, Any]]:
+        """A verdict takes about 10 ms of this event loop: while there is traffic, one a second is enough."""
+        now_s = time.monotonic()
+        if idle or now_s - self._verdicts_at_s >= VERDICT_MAX_AGE_S:
+            self._verdicts = {name: self._judge.verdict(name).as_dict() for name in self._lane.sides}
+            self._verdicts_at_s = now_s
+        return self._verdicts
+
     def _why_off(self) -> str:
         """One sentence where nothing is being shadowed."""
         if self._lane.paused:
@@ -247,9 +258,7 @@ class Server:
             return "shadow.sample is 0"
         sides = self._lane.sides.values()
         down = [
-            f"{side.engine.name}: {side.engine.health().detail}"
-            for side in sides
-            if not side.engine.health().ready
+            f"{side.engine.name}: {side.engine.health().detail}" for side in sides if not side.engine.health().ready
         ]
         return "; ".join(down)
 

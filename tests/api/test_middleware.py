@@ -100,9 +100,7 @@ async def test_shadow_paths_go_to_our_routes(path: str) -> None:
     assert world.happened == [("shadow", path)]
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metrics"]
-)
+@pytest.mark.parametrize("path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metrics"])
 @in_loop
 async def test_everything_else_goes_to_vllm(path: str) -> None:
     world = World()
@@ -260,9 +258,7 @@ async def test_bodies_are_kept_by_reference_where_they_are_needed() -> None:
     assert world.context.facts_with_body().body == b"".join(BODY_IN)
 
 
-@pytest.mark.parametrize(
-    ("keep_bodies", "headers"), [(False, []), (True, [(b"x-understudy-shadow", b"off")])]
-)
+@pytest.mark.parametrize(("keep_bodies", "headers"), [(False, []), (True, [(b"x-understudy-shadow", b"off")])])
 @in_loop
 async def test_bodies_are_not_kept_where_nobody_will_read_them(
     keep_bodies: bool, headers: list[tuple[bytes, bytes]]

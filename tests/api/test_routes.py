@@ -193,9 +193,7 @@ async def test_without_a_key_in_the_configuration_none_is_asked_for(method: str,
     "given", [None, "", "Bearer ", "Bearer wrong", "Bearer secre", "Bearer secrets", "Basic secret"]
 )
 @in_loop
-async def test_a_missing_or_wrong_key_is_refused_and_nothing_is_done(
-    method: str, path: str, given: str | None
-) -> None:
+async def test_a_missing_or_wrong_key_is_refused_and_nothing_is_done(method: str, path: str, given: str | None) -> None:
     shadow = FakeShadow({"x": [{}]})
     headers = {} if given is None else {"authorization": given}
     response = await ask(method, path, shadow, key="secret", headers=headers)

@@ -152,9 +152,7 @@ def test_two_models_of_one_name_are_refused(keys: dict[str, Any]) -> None:
         (with_keys(auth={"shadowkey": "x"}), "auth.shadowkey", "shadow_key"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(
-    raw: dict[str, Any], key: str, nearest: str
-) -> None:
+def test_an_unknown_key_is_named_with_the_nearest_known_one(raw: dict[str, Any], key: str, nearest: str) -> None:
     assert error_of(raw) == f"{key}: unknown key; did you mean {nearest!r}?"
 
 

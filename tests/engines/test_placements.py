@@ -38,9 +38,7 @@ def adapter(folder: Path, rank: int) -> str:
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_shared_is_one_process_with_the_champion_first(
-    present: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_is_one_process_with_the_champion_first(present: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, present)
     assert group_shared(models((), (), ())) == [[0, 1, 2]]
     assert group_shared(models(())) == [[0]]

@@ -168,9 +168,7 @@ def events_thread_ends() -> None:
 
 
 @in_loop
-async def test_close_kills_a_process_that_does_not_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_close_kills_a_process_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "STOP_GRACE_S", 0.05)
     async with started(tmp_path, ALL_READY + "while True: time.sleep(60)", "a") as watched:
         await watched.process.ready("a")

@@ -82,9 +82,7 @@ def test_a_generation_that_no_http_request_asked_for_has_no_messages() -> None:
         ({"input": []}, []),
     ],
 )
-def test_a_responses_request_becomes_messages_as_far_as_it_is_text(
-    body: dict[str, Any], expected: list[Any]
-) -> None:
+def test_a_responses_request_becomes_messages_as_far_as_it_is_text(body: dict[str, Any], expected: list[Any]) -> None:
     assert responses_messages(**body) == expected
 
 

@@ -84,9 +84,7 @@ def watch_every_turn(stage: Stage, *, tick_s: float) -> list[int]:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @in_loop
-async def test_the_counts_add_up_at_every_turn_of_the_loop(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_counts_add_up_at_every_turn_of_the_loop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_module, "MAX_INBOX", 4)
     monkeypatch.setattr(lane_module, "PRESSURE_POLL_S", 0.0001)
     random_ = random.Random(seed)

@@ -90,9 +90,7 @@ async def test_a_broken_challenger_is_left_alone_and_taken_up_again_when_it_work
         assert stage.counts()["shed"] == {"breaker_open": 7}
         assert engine.calls.count("prepare") == 3
         assert breaker.state == "open"
-        shed = next(
-            ending for _, name, ending in stage.ear.endings if name == "fake" and ending.state == "shed"
-        )
+        shed = next(ending for _, name, ending in stage.ear.endings if name == "fake" and ending.state == "shed")
         assert shed.detail == "RuntimeError: it broke"
         assert stage.counts("other")["compared"] == 10  # each challenger has a breaker of its own
 
@@ -179,9 +177,7 @@ async def test_unsupported_exchanges_open_nothing_however_many() -> None:
 @in_loop
 async def test_deadlines_in_a_row_open_it() -> None:
     engine = WatchedEngine(gate=asyncio.Event())
-    async with running(
-        engine, spec=shadow_spec(breaker_faults=2, deadline_s=0.02, max_concurrency=1)
-    ) as stage:
+    async with running(engine, spec=shadow_spec(breaker_faults=2, deadline_s=0.02, max_concurrency=1)) as stage:
         for _ in range(2):
             stage.lane.offer(Offer())
             await stage.ear.hears(stage.counts()["sampled"] + 1)

@@ -347,9 +347,7 @@ async def test_exchanges_are_worked_on_in_the_order_in_which_they_came() -> None
         for each in given:
             stage.lane.offer(each)
         await stage.ear.hears(20)
-        assert [exchange_id for exchange_id, _, _ in stage.ear.endings] == [
-            each.exchange_id for each in given
-        ]
+        assert [exchange_id for exchange_id, _, _ in stage.ear.endings] == [each.exchange_id for each in given]
 
 
 @in_loop

@@ -69,9 +69,7 @@ async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch
         given[20].shadow_off = True
         for each in given:
             stage.lane.offer(each)
-        full = sum(
-            lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off
-        )
+        full = sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off)
         assert len(stage.lane._inbox) == 10
         assert 0 < full < 39
         await stage.lane.idle()
@@ -79,9 +77,7 @@ async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch
             counts = stage.counts(name)
             assert counts["offered"] == 50
             assert counts["shed"] == {"inbox_full": full}
-            assert counts["compared"] == sum(
-                lane_module.is_sampled(each.exchange_id, 0.5) for each in given[:10]
-            )
+            assert counts["compared"] == sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[:10])
         assert not any(each.completed for each in given[10:])  # not even copied
 
 

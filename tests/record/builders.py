@@ -53,15 +53,11 @@ def exchange(number: int, *, parameters: Any = None, client_request_id: str | No
     )
 
 
-def accepted(
-    number: int, *challengers: str, offered: Mapping[str, int] | None = None, **fields: Any
-) -> Accepted:
+def accepted(number: int, *challengers: str, offered: Mapping[str, int] | None = None, **fields: Any) -> Accepted:
     return Accepted(exchange(number, **fields), challengers or ("b",), offered or {})
 
 
-def ended(
-    number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None
-) -> Ended:
+def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
     ending = Ending(state, reason)
     if state is State.COMPARED:
         seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7)),))

@@ -19,9 +19,7 @@ from understudy.types import Comparison, Ending, Exchange, Observation, Outcome,
 
 from .builders import accepted, ended, feedback, plain
 
-CANCELLED = Observation(
-    "b", Outcome.CANCELLED, (), (), Timings(1.0, None, 1.0), error="gone", rendered="own_template"
-)
+CANCELLED = Observation("b", Outcome.CANCELLED, (), (), Timings(1.0, None, 1.0), error="gone", rendered="own_template")
 BARE = Exchange("e", "r", 0.0, RequestFacts(), {"n": 1}, None, CANCELLED)
 EVENTS: list[Event] = [
     accepted(1, "b", "c", offered={"b": 7, "c": 9}),

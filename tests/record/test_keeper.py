@@ -307,9 +307,7 @@ def test_close_says_what_it_could_not_write(tmp_path: Path) -> None:
     keeper = open_keeper(tmp_path, disk=FakeDisk(free_bytes=0).seams())
     for number in range(3):
         keeper.append(accepted(number))
-    with pytest.raises(
-        RecordError, match=r"it was closed while recording was off: .*space.*; 3 events were lost"
-    ):
+    with pytest.raises(RecordError, match=r"it was closed while recording was off: .*space.*; 3 events were lost"):
         keeper.close()
     assert keeper.num_lost == 3
 

@@ -19,9 +19,7 @@ NUM_KILLS = 20
 
 def write_until_killed(folder: Path, first: int, acknowledge: int) -> None:
     """Exchanges from ``first`` on; each number goes to the pipe after the flush() that covers it."""
-    keeper = open_keeper(
-        folder, world=World(), limits=WriterLimits(fsync_interval_s=0.001), max_segment_bytes=20_000
-    )
+    keeper = open_keeper(folder, world=World(), limits=WriterLimits(fsync_interval_s=0.001), max_segment_bytes=20_000)
 
     async def live() -> None:
         number = first

@@ -189,8 +189,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=f"has a writer already, process {os.getpid()}"):
         open_log(tmp_path)
     program = (
-        "import pathlib, sys; from understudy.record.log import *; "
-        "SegmentLog(pathlib.Path(sys.argv[1]), disk=Disk())"
+        "import pathlib, sys; from understudy.record.log import *; SegmentLog(pathlib.Path(sys.argv[1]), disk=Disk())"
     )
     other = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
     assert b"RecordError" in other.stderr

@@ -90,9 +90,7 @@ def test_random_lives_with_restarts_add_up(tmp_path: Path) -> None:
     number = 0
     for _ in range(6):
         keeper = open_keeper(tmp_path, max_segment_bytes=4_000)
-        assert sorted((int(u.exchange_id[3:]), u.challenger) for u in keeper.recovery.unfinished) == sorted(
-            waiting
-        )
+        assert sorted((int(u.exchange_id[3:]), u.challenger) for u in keeper.recovery.unfinished) == sorted(waiting)
         for _ in range(40):
             if waiting and chance.random() < 0.6:
                 ending = waiting.pop(chance.randrange(len(waiting)))

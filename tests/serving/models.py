@@ -64,9 +64,7 @@ def make(folder: Path) -> dict[str, str]:
         words.save_pretrained(folder / name)
     adapter = get_peft_model(
         llama.float(),
-        LoraConfig(
-            r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False
-        ),
+        LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "gate_proj"], init_lora_weights=False),
     )
     adapter.save_pretrained(folder / "lora")
     return {name: str(folder / name) for name in ("llama", "qwen2", "other", "lora")}

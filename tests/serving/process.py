@@ -38,11 +38,7 @@ class Running:
     def exchanges(self, any_id: str) -> list[dict[str, Any]]:
         """What the record has under an id, once nothing is pending."""
         self.settled()
-        return (
-            httpx.get(f"{self.url}/shadow/exchanges/{any_id}", timeout=60)
-            .raise_for_status()
-            .json()["exchanges"]
-        )
+        return httpx.get(f"{self.url}/shadow/exchanges/{any_id}", timeout=60).raise_for_status().json()["exchanges"]
 
     def settled(self) -> dict[str, Any]:
         """The status once nothing is pending."""

@@ -75,9 +75,7 @@ def test_it_compares_and_needs_its_key(server: Running) -> None:
     status = settled(server)
     assert status["placement"] == "dedicated"
     assert status["counts"]["compared"] == 1
-    found = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()[
-        "exchanges"
-    ]
+    found = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()["exchanges"]
     seen = found[0]["challengers"]["rival"]
     assert len(seen["observation"]["scores"][0]["logprobs"]) == 12
 

@@ -139,9 +139,7 @@ def test_completions_streaming(server: Running, client: openai.OpenAI) -> None:
 
 
 def test_responses(server: Running, client: openai.OpenAI) -> None:
-    answer = client.responses.create(
-        model="champ", input="hello", instructions="be brief", max_output_tokens=8
-    )
+    answer = client.responses.create(model="champ", input="hello", instructions="be brief", max_output_tokens=8)
     check_shadowed(server, answer.id)
 
 
@@ -153,9 +151,7 @@ def test_responses_streaming(server: Running, client: openai.OpenAI) -> None:
 
 def test_messages_route(server: Running) -> None:
     body = {"model": "champ", "messages": ASK, "max_tokens": 8}
-    answer = httpx.post(
-        f"{server.url}/v1/messages", json=body, timeout=60, headers={"x-request-id": "anthropic-1"}
-    )
+    answer = httpx.post(f"{server.url}/v1/messages", json=body, timeout=60, headers={"x-request-id": "anthropic-1"})
     assert answer.status_code == 200
     check_shadowed(server, "anthropic-1")
 
@@ -357,9 +353,7 @@ def test_the_counts_add_up_at_every_moment_under_load(server: Running, client: o
         assert equation_holds(status["counts"])
         assert all(equation_holds(challenger["counts"]) for challenger in status["challengers"])
         for key in ("offered", "sampled", "pending", "compared", "expired", "cancelled"):
-            assert status["counts"][key] == sum(
-                challenger["counts"][key] for challenger in status["challengers"]
-            )
+            assert status["counts"][key] == sum(challenger["counts"][key] for challenger in status["challengers"])
 
 
 def num_running(server: Running) -> float:
@@ -379,9 +373,7 @@ def test_a_client_that_disconnects_mid_stream(server: Running, client: openai.Op
     leave_mid_stream(client)
     after = wait_for(lambda: (c := server.status()["counts"])["cancelled"] > before["cancelled"] and c, 20)
     assert after["cancelled"] == before["cancelled"] + 5
-    wait_for(
-        lambda: num_running(server) == 0, 20
-    )  # aborted in the engine: 3,500 tokens take longer than this
+    wait_for(lambda: num_running(server) == 0, 20)  # aborted in the engine: 3,500 tokens take longer than this
 
 
 def test_pause_is_a_kill_switch_and_resume_undoes_it(server: Running, client: openai.OpenAI) -> None:

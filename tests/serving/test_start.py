@@ -55,9 +55,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_missing_champion_ends_the_start_with_its_reason(tmp_path: Path) -> None:
-    done = run(
-        {"champion": {"model": str(tmp_path / "nowhere")}, "record": {"url": str(tmp_path / "r")}}, tmp_path
-    )
+    done = run({"champion": {"model": str(tmp_path / "nowhere")}, "record": {"url": str(tmp_path / "r")}}, tmp_path)
     assert done.returncode == 1
     assert "the champion did not come up" in done.stderr
     assert "nowhere" in done.stderr

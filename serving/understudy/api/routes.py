@@ -70,9 +70,7 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
             return body
         wanted, label = body.get("request_id"), body.get("label")
         if not isinstance(wanted, str) or not isinstance(label, str):
-            return error(
-                400, "feedback is {'request_id': text, 'label': text}; either is missing or not text"
-            )
+            return error(400, "feedback is {'request_id': text, 'label': text}; either is missing or not text")
         return JSONResponse({"request_id": wanted, "known": await shadow.feedback(wanted, label)})
 
     async def report(request: Request) -> Response:
@@ -109,9 +107,7 @@ def guarded(handler: Handler, key: str | None) -> Handler:
 async def read_json(request: Request) -> dict[str, Any] | Response:
     """The body as a JSON object, or the answer that says what is wrong with it."""
     raw = bytearray()
-    async for (
-        chunk
-    ) in request.stream():  # and not body(): this process serves the champion, its memory counts
+    async for chunk in request.stream():  # and not body(): this process serves the champion, its memory counts
         raw += chunk
         if len(raw) > MAX_FEEDBACK_BYTES:
             return error(413, f"the body has more than the {MAX_FEEDBACK_BYTES} bytes that are taken")

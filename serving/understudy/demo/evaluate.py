@@ -42,9 +42,7 @@ def greedy_replies(
     return replies
 
 
-def label_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tickets: Sequence[Ticket]
-) -> float:
+def label_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tickets: Sequence[Ticket]) -> float:
     """Return the fraction of tickets labelled right, decoding no further than the label line."""
     replies = greedy_replies(model, tokenizer, tickets, max_new_tokens=LABEL_LINE_TOKENS)
     right = sum(label_of(reply) == ticket.label for reply, ticket in zip(replies, tickets, strict=True))

@@ -180,7 +180,12 @@ SETTLED_AFTER: tuple[str, ...] = (
 GREETINGS: tuple[str, ...] = ("hi,", "hello,", "hey team,", "good morning,", "dear support,", "")
 INTRODUCTIONS: tuple[str, ...] = ("{name} here.", "this is {name}.", "my name is {name}.")
 FILLERS: tuple[str, ...] = ("so", "well,", "sadly", "i think", "to be honest", "once again", "as far as i can see")
-ORDER_SENTENCES: tuple[str, ...] = ("my order {order}.", "order {order}.", "it is order {order}.", "it is about order {order}.")
+ORDER_SENTENCES: tuple[str, ...] = (
+    "my order {order}.",
+    "order {order}.",
+    "it is order {order}.",
+    "it is about order {order}.",
+)
 URGENCIES: tuple[str, ...] = ("it is urgent.", "i need an answer today.", "please hurry.")
 CLOSINGS: tuple[str, ...] = ("thanks, {name}", "regards, {name}", "best, {name}", "{name}")
 

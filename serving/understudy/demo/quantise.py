@@ -90,7 +90,5 @@ def _round_to_int8(values: Tensor) -> Tensor:
 
 def _linear_names(model: nn.Module) -> list[str]:
     return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.endswith("lm_head")
     ]

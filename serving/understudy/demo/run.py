@@ -41,9 +41,7 @@ def run(models_folder: Path, *, num_tickets: int, port: int, out: Path) -> int:
         console.rule("3. tickets")
         tickets = held_out_tickets(num_tickets, seed=1)
         ids, seconds = send(url, tickets, console)
-        console.print(
-            f"{len(ids)} of {num_tickets} tickets answered in {seconds:.1f} s; their labels are fed back"
-        )
+        console.print(f"{len(ids)} of {num_tickets} tickets answered in {seconds:.1f} s; their labels are fed back")
         feed_back(url, ids, tickets)
         status = wait_for_shadow(url, console)
         console.rule("4. verdicts")
@@ -98,9 +96,7 @@ def ask(client: openai.OpenAI, ticket: Ticket, stream: bool) -> str:
     """One ticket to the champion; the id of its response."""
     messages: Any = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": ticket.text}]
     if not stream:
-        whole = client.chat.completions.create(
-            model="triage", messages=messages, max_tokens=MAX_TOKENS, temperature=0
-        )
+        whole = client.chat.completions.create(model="triage", messages=messages, max_tokens=MAX_TOKENS, temperature=0)
         return whole.id
     response_id = ""
     for chunk in client.chat.completions.create(

@@ -43,9 +43,7 @@ class ShadowRequest:
     def unanswered(self) -> Observation:
         """The observation of a challenger that only scored."""
         now = Timings(self.arrived_s, None, self.arrived_s)
-        return Observation(
-            self.model, Outcome.FINISHED, self.prompt_token_ids, (), now, rendered=self.rendered
-        )
+        return Observation(self.model, Outcome.FINISHED, self.prompt_token_ids, (), now, rendered=self.rendered)
 
     def observation(self, answers: tuple[Answer, ...], timings: Timings) -> Observation:
         """The observation of a challenger that generated ``answers``."""

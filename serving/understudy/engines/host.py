@@ -110,9 +110,7 @@ class Core(EngineCoreProc):
 class Driver:
     """Steps the first core that has work: the champion whenever it has any, challengers in the gaps."""
 
-    def __init__(
-        self, cores: Sequence[Core], champion: Core | None, wake: threading.Event, events: Events
-    ) -> None:
+    def __init__(self, cores: Sequence[Core], champion: Core | None, wake: threading.Event, events: Events) -> None:
         self._cores = list(cores)
         self._champion = champion
         self._wake = wake
@@ -159,9 +157,7 @@ def refuse_if_too_large(plan: CorePlan) -> None:
     """Raise MemoryError before the kernel has to kill something (the CPU only: CUDA refuses by itself)."""
     if current_platform.device_type != "cpu":
         return
-    needed = checkpoint_bytes(plan.engine_args["model"]) + (
-        plan.engine_args.get("kv_cache_memory_bytes") or 0
-    )
+    needed = checkpoint_bytes(plan.engine_args["model"]) + (plan.engine_args.get("kv_cache_memory_bytes") or 0)
     available = psutil.virtual_memory().available
     if needed > available:
         raise MemoryError(

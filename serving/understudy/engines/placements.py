@@ -175,13 +175,9 @@ async def start(config: Config) -> Engines:
     try:
         from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
 
-        engines.champion = await vllm_engine.connect_champion(
-            specs[0], home[0], engines.champion_dead, deaths
-        )
+        engines.champion = await vllm_engine.connect_champion(specs[0], home[0], engines.champion_dead, deaths)
         present = {
-            models[index].name: await connect_challenger(
-                models[index], specs[index], home[index], engines, deaths
-            )
+            models[index].name: await connect_challenger(models[index], specs[index], home[index], engines, deaths)
             for index in range(1, len(models))
         }
     except BaseException:

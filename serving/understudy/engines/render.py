@@ -54,8 +54,6 @@ def _responses_messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content)
         if not isinstance(content, str):
-            raise Unsupported(
-                "cannot_render", f"an input item of type {item.get('type')!r} cannot be rendered again"
-            )
+            raise Unsupported("cannot_render", f"an input item of type {item.get('type')!r} cannot be rendered again")
         messages.append({"role": item.get("role", "user"), "content": content})
     return messages

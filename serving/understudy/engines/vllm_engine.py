@@ -138,9 +138,7 @@ class VllmEngine:
                 tuple(self._tokenizer.encode(answer.text, add_special_tokens=False)) for answer in answers
             )
         if len(prompt) + 1 > self._max_model_len:
-            raise Unsupported(
-                "too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}"
-            )
+            raise Unsupported("too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}")
         return ShadowRequest(
             model=self.name,
             prompt_token_ids=prompt,
@@ -163,9 +161,7 @@ class VllmEngine:
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. TTFT is not seen here: only the finished answer leaves the engine process."""
         final = await self._run(request.prompt_token_ids, request.parameters)
-        answers = tuple(
-            to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index)
-        )
+        answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
         return request.observation(answers, Timings(request.arrived_s, None, time.monotonic()))
 
     async def busy_s(self) -> float:
@@ -196,21 +192,15 @@ class VllmEngine:
         final = await self._run(tokens, parameters)
         assert final.prompt_logprobs is not None
         rows = final.prompt_logprobs[len(prompt) :]
-        entries = [
-            row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None
-        ]
-        return Score(
-            tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries)
-        )
+        entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
+        return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
 
     async def _run(self, prompt: tuple[int, ...], parameters: SamplingParams) -> RequestOutput:
         """Run to the end. vLLM aborts the work in the engine when this is cancelled."""
         request_id = f"shadow-{uuid.uuid4().hex}"
         final: RequestOutput | None = None
         async with translated(self.name):
-            stream = self._llm.generate(
-                tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora
-            )
+            stream = self._llm.generate(tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora)
             async for output in stream:
                 final = output
         if final is None or not final.finished:

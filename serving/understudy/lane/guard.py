@@ -35,9 +35,7 @@ class Guarded:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(
-        self, _: type[BaseException] | None, fault: BaseException | None, __: TracebackType | None
-    ) -> bool:
+    def __exit__(self, _: type[BaseException] | None, fault: BaseException | None, __: TracebackType | None) -> bool:
         if not isinstance(fault, Exception):
             return False
         self._swallowed[self._operation] += 1

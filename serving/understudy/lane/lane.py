@@ -249,9 +249,7 @@ class Lane:
             side.running.add(task)
             task.add_done_callback(partial(self._finished, side, exchange, turns))
 
-    def _finished(
-        self, side: Side, exchange: Exchange, turns: asyncio.Semaphore, task: asyncio.Task[Ending]
-    ) -> None:
+    def _finished(self, side: Side, exchange: Exchange, turns: asyncio.Semaphore, task: asyncio.Task[Ending]) -> None:
         """A callback and not the end of the task, because a task that is cancelled early has no end of its own."""
         side.running.discard(task)
         turns.release()
@@ -273,9 +271,7 @@ class Lane:
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
-                ending = await shadow(
-                    exchange, side.engine, score=self.spec.score, generate=self.spec.generate
-                )
+                ending = await shadow(exchange, side.engine, score=self.spec.score, generate=self.spec.generate)
         except asyncio.CancelledError:
             if _told_to_stop():
                 raise

@@ -218,9 +218,7 @@ def _feedback(document: Mapping[str, Any]) -> Feedback:
 
 def _control(document: Mapping[str, Any]) -> Control:
     detail, offered = document.get("detail", {}), document.get("offered", {})
-    return Control(
-        document["action"], document["at_unix_s"], dict(detail), dict(offered), document.get("num_lost", 0)
-    )
+    return Control(document["action"], document["at_unix_s"], dict(detail), dict(offered), document.get("num_lost", 0))
 
 
 _EVENTS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
