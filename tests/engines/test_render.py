@@ -77,7 +77,7 @@ def test_a_generation_that_no_http_request_asked_for_has_no_messages() -> None:
                     {"role": "assistant", "content": [{"type": "output_text", "text": "c"}]},
                 ]
             },
-            [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}],
+            [{"role": "user", "content": "a\nb"}, {"role": "assistant", "content": "c"}],
         ),
         ({"input": []}, []),
     ],
@@ -113,14 +113,12 @@ def test_a_prompt_of_token_ids_is_decoded_by_the_champion() -> None:
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
-@pytest.mark.xfail(reason="render.py hands the list to the template as it is; most print it as Python would")
 def test_content_parts_of_text_are_joined_as_vllm_joins_them() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     chat = messages_of(request("/v1/chat/completions", {"messages": [{"role": "user", "content": parts}]}))
     assert chat == Chat([{"role": "user", "content": "a\nb"}], None)
 
 
-@pytest.mark.xfail(reason="render.py leaves pictures to the template, or out")
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [
@@ -136,7 +134,6 @@ def test_a_picture_is_unsupported_and_not_left_out(endpoint: str, body: Any) -> 
         messages_of(request(endpoint, body))
 
 
-@pytest.mark.xfail(reason="render.py renders only what is in this body: tools and earlier turns are dropped")
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [

@@ -71,6 +71,8 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         wanted, label = body.get("request_id"), body.get("label")
         if not isinstance(wanted, str) or not isinstance(label, str):
             return error(400, "feedback is {'request_id': text, 'label': text}; either is missing or not text")
+        if not label.strip():
+            return error(400, f"label: {label!r} must not be empty")
         return JSONResponse({"request_id": wanted, "known": await shadow.feedback(wanted, label)})
 
     async def report(request: Request) -> Response:

@@ -1,4 +1,8 @@
-"""What a challenger with another tokenizer renders: the messages or the text of the request, not the ids."""
+"""What a challenger with another tokenizer renders: the messages or the text of the request, not the ids.
+
+All or nothing: a request of which only a part could be rendered again (pictures, earlier turns that the server
+holds, settings of the champion's own template) is Unsupported, and shed with that reason.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,21 @@ from typing import Any
 
 from understudy.errors import Unsupported
 from understudy.types import Exchange
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+# Where each endpoint's conversation is, and what else in its body would change how it is rendered.
+MESSAGES_IN = {"/v1/chat/completions": "messages", "/v1/messages": "messages", "/v1/responses": "input"}
+NOT_RENDERED = {
+    "/v1/chat/completions": (
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "mm_processor_kwargs",
+    ),
+    "/v1/messages": ("system", "tools", "thinking"),
+    "/v1/responses": ("previous_response_id", "tools", "prompt"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +42,22 @@ def messages_of(exchange: Exchange) -> Chat | None:
     """The conversation of a chat-like request; None for a plain completion.
 
     Raises:
-        Unsupported: the request has messages that cannot be rendered again.
+        Unsupported: the request has messages that cannot be rendered again in full.
     """
-    if exchange.facts.endpoint.endswith("/completions") and "chat" not in exchange.facts.endpoint:
+    endpoint = next((known for known in MESSAGES_IN if exchange.facts.endpoint.endswith(known)), None)
+    if endpoint is None:
         return None
     if exchange.facts.body is None:
-        return None
+        raise Unsupported("cannot_render", f"the body of this {endpoint} request was not kept")
     body = json.loads(exchange.facts.body)
-    if "messages" in body:
-        return Chat(body["messages"], body.get("tools") or None)
-    if "input" in body:
-        return Chat(_responses_messages(body), None)
-    return None
+    for name in NOT_RENDERED[endpoint]:
+        if body.get(name):
+            raise Unsupported("cannot_render", f"{name!r} of {endpoint} cannot be rendered again")
+    given = body[MESSAGES_IN[endpoint]]
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(each) for each in given]
+    if body.get("instructions"):
+        messages.insert(0, {"role": "system", "content": body["instructions"]})
+    return Chat(messages, body.get("tools") or None)
 
 
 def text_of(exchange: Exchange, decode: Callable[[list[int]], str]) -> str:
@@ -42,18 +65,25 @@ def text_of(exchange: Exchange, decode: Callable[[list[int]], str]) -> str:
     return exchange.prompt_text or decode(list(exchange.champion.prompt_token_ids))
 
 
-def _responses_messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Messages of a Responses API request, as far as they are text."""
-    messages: list[dict[str, Any]] = []
-    if body.get("instructions"):
-        messages.append({"role": "system", "content": body["instructions"]})
-    if isinstance(body["input"], str):
-        return [*messages, {"role": "user", "content": body["input"]}]
-    for item in body["input"]:
-        content = item.get("content") if isinstance(item, dict) else None
-        if isinstance(content, list):
-            content = "".join(part.get("text", "") for part in content)
-        if not isinstance(content, str):
-            raise Unsupported("cannot_render", f"an input item of type {item.get('type')!r} cannot be rendered again")
-        messages.append({"role": item.get("role", "user"), "content": content})
-    return messages
+def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+    """One message with its content as text; tool calls and results stay as they are."""
+    if given.get("type") not in (None, "message"):
+        raise Unsupported("cannot_render", f"an item of type {given['type']!r} cannot be rendered again")
+    message = {name: value for name, value in given.items() if name not in ("type", "id", "status")}
+    message.setdefault("role", "user")
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = _joined(content)
+    elif content is not None and not isinstance(content, str):
+        raise Unsupported("cannot_render", f"content of type {type(content).__name__!r} cannot be rendered again")
+    return message
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Parts of text as vLLM joins them for templates that take text."""
+    texts = []
+    for part in parts:
+        if part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise Unsupported("cannot_render", f"a part of type {part.get('type')!r} cannot be rendered again")
+        texts.append(part["text"])
+    return "\n".join(texts)
