@@ -19,6 +19,10 @@ fail() {
     exit 1
 }
 
+warn() {
+    echo "understudy: $*" >&2
+}
+
 step() {
     step_number=$((step_number + 1))
     printf '[%d/%d] %3d s  %s\n' "$step_number" "$NUM_STEPS" "$SECONDS" "$1"
@@ -34,8 +38,8 @@ find_device() {
         if ((${driver%%.*} >= MIN_CUDA13_DRIVER)); then
             echo gpu
         else
-            echo "understudy: this GPU's driver is ${driver%%$'\n'*}; CUDA 13 needs $MIN_CUDA13_DRIVER or newer." \
-                "Setting up for the CPU. (UNDERSTUDY_DEVICE=gpu overrides this.)" >&2
+            warn "this GPU's driver is ${driver%%$'\n'*}; CUDA 13 needs $MIN_CUDA13_DRIVER or newer." \
+                "Setting up for the CPU. (UNDERSTUDY_DEVICE=gpu overrides this.)"
             echo cpu
         fi
     else
@@ -68,20 +72,28 @@ find_python() {
         "Install one (Debian/Ubuntu: apt install python3.12 python3.12-venv), or name one: PYTHON=/path/to/python3.12"
 }
 
-check_compiler() {
+has_one_of() {
     local candidate
-    for candidate in ${CC:-} cc gcc clang; do
+    for candidate in "$@"; do
         command -v "$candidate" >/dev/null && return
     done
-    fail "a C compiler is needed, and there is no cc, gcc or clang on PATH:" \
-        "vLLM and Triton compile small programs of their own when they run." \
-        "Debian/Ubuntu: apt install build-essential    Fedora: dnf install gcc gcc-c++    or name one: CC=/path/to/cc"
+    return 1
+}
+
+check_compilers() {
+    has_one_of ${CC:-} cc gcc clang \
+        || fail "a C compiler is needed, and there is no cc, gcc or clang on PATH:" \
+            "vLLM and Triton compile small programs of their own when they run." \
+            "Debian/Ubuntu: apt install build-essential    Fedora: dnf install gcc gcc-c++    or: CC=/path/to/cc"
+    has_one_of ${CXX:-} g++ clang++ \
+        || warn "there is no C++ compiler (g++) on PATH: vLLM's torch.compile will not work" \
+            "(Debian/Ubuntu: apt install build-essential)."
 }
 
 check_platform() {
     [[ $(uname -s) == Linux ]] || fail "the pinned lists are for Linux; this is $(uname -s)."
     [[ $(uname -m) == x86_64 ]] \
-        || echo "understudy: the pinned lists were checked on x86_64; this is $(uname -m). Trying." >&2
+        || warn "the pinned lists were checked on x86_64; this is $(uname -m). Trying."
 }
 
 # Ours to throw away: one that was interrupted, one for the other device, one that was moved here from elsewhere.
@@ -114,6 +126,9 @@ make_venv() {
     fi
     suits .venv/bin/python \
         || fail ".venv has $(.venv/bin/python --version 2>&1 || true), and 3.11 or newer is needed: remove .venv."
+    .venv/bin/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
+        || warn "this Python has no Python.h: Triton and torch.compile will not work" \
+            "(Debian/Ubuntu: apt install python3-dev)."
     touch .venv/.understudy-unfinished
     find .venv -maxdepth 1 -name '.understudy-*' ! -name .understudy-unfinished -delete
 }
@@ -163,7 +178,7 @@ fi
 [[ -e $stamp && ! -e .venv/.understudy-unfinished ]] && exit 0
 
 check_platform
-check_compiler
+check_compilers
 discard_unusable_venv
 
 step "a Python environment in .venv, for the $device"

@@ -166,6 +166,8 @@ def measure_throughput(folder: Path, events: Sequence[Event], repeats: int) -> d
 
 
 class Spent(NamedTuple):
+    """Of one arm in one repeat."""
+
     wall_s: float
     cpu_s: float
 

@@ -66,7 +66,8 @@ async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch
     engines = WatchedEngine("a"), WatchedEngine("b")
     async with running(*engines, spec=shadow_spec(sample=0.5)) as stage:
         given = offers(50)
-        given[20].shadow_off = True
+        chosen = next(each for each in given[10:] if lane_module.is_sampled(each.exchange_id, 0.5))
+        chosen.shadow_off = True  # it would have been sampled
         for each in given:
             stage.lane.offer(each)
         full = sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[10:] if not each.shadow_off)

@@ -22,7 +22,7 @@ from understudy.journey import shadow
 from understudy.lane.breaker import Breaker
 from understudy.lane.budget import TokenBudget
 from understudy.lane.guard import Guard
-from understudy.lane.ledger import Ledger, total
+from understudy.lane.ledger import Counted, Ledger, total
 from understudy.types import Ending, Exchange, Outcome, Phase, State
 
 MAX_INBOX = 100_000
@@ -80,6 +80,7 @@ class Lane:
         witnesses: hear of every accepted exchange and of every ending.
         champion_load: how many requests the champion is answering now.
         clock: monotonic seconds.
+        guard: counts and logs what goes wrong; its own where none is given.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class Lane:
         witnesses: Witnesses,
         champion_load: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
+        guard: Guard | None = None,
     ) -> None:
         limits = spec.limits
         self.spec = spec
-        self.guard = Guard()
+        self.guard = guard or Guard()
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
@@ -164,6 +166,16 @@ class Lane:
         """The ledgers, by challenger."""
         return {name: side.ledger.counts() for name, side in self.sides.items()}
 
+    def offered(self) -> dict[str, int]:
+        """How many exchanges reached the lane, by challenger."""
+        return {name: side.ledger.offered for name, side in self.sides.items()}
+
+    def restore(self, counts: Mapping[str, Counted]) -> None:
+        """Go on counting where an earlier run stopped; challengers that are no more are left out."""
+        for name, counted in counts.items():
+            if name in self.sides:
+                self.sides[name].ledger.restore(counted)
+
     def totals(self) -> dict[str, Any]:
         """Their sums."""
         return total(self.counts().values())
@@ -199,8 +211,7 @@ class Lane:
     def _accept(self, exchange: Exchange, unsupported: str | None) -> None:
         """Step 5, and the queue of each challenger."""
         with self.guard("record"):
-            offered = {name: side.ledger.offered for name, side in self.sides.items()}
-            self._witnesses.accepted(exchange, list(self.sides), offered)
+            self._witnesses.accepted(exchange, list(self.sides), self.offered())
         for side in self.sides.values():
             ending: Ending | None = Ending(State.FAILED, "internal")  # unless the next lines say otherwise
             with self.guard("intake"):

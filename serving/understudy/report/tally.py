@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -120,7 +120,7 @@ class Tallies:
         """One exchange ended for one challenger."""
         self._by_name.setdefault(challenger, Tally(challenger)).add(exchange, ending)
 
-    def summaries(self, busy_s: dict[str, float]) -> list[ChallengerSummary]:
+    def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
         """For the challengers named, with the device seconds each has used since the start."""
         return [self._by_name.get(name, Tally(name)).summary(used) for name, used in busy_s.items()]
 

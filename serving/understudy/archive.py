@@ -1,0 +1,197 @@
+"""Everything that hears of an exchange, live or from the record: keeper, judge and the report's figures.
+
+It belongs to the replica's event loop. What an earlier run recorded is replayed in the background, so that a long
+record does not delay the first answer; counts are there from the start, verdicts are whole when ``replayed`` is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import RecordError
+from understudy.judge.gates import Gate
+from understudy.judge.verdict import Judge
+from understudy.lane.guard import Guard
+from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json
+from understudy.report.summary import ChallengerSummary
+from understudy.report.tally import Tallies
+from understudy.types import Ending, Exchange, State
+
+log = logging.getLogger(__name__)
+VERDICT_MAX_AGE_S = 1.0
+REPLAY_BATCH = 20
+RESTARTED = Ending(State.EXPIRED, None, "restart")
+
+
+class Archive:
+    """The lane tells it of every exchange (lane.Witnesses).
+
+    Args:
+        keeper: None where the record could not be opened; ``why_not`` says why, and nothing is kept.
+        gates: what the judge decides by.
+        guard: the lane's.
+    """
+
+    def __init__(self, keeper: RecordKeeper | None, why_not: str, gates: Sequence[Gate], guard: Guard) -> None:
+        self.replayed = keeper is None
+        self._keeper = keeper
+        self._why_not = why_not
+        self._guard = guard
+        self._judge = Judge(gates)
+        self._tallies = Tallies()
+        self._started_unix_s = time.time()
+        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._verdicts_at_s = float("-inf")
+        self._replaying: asyncio.Task[None] | None = None
+
+    @staticmethod
+    async def open(
+        folder: Path, describe_parameters: Callable[[Any], Mapping[str, Any]], gates: Sequence[Gate], guard: Guard
+    ) -> Archive:
+        """Open the record in ``folder``. Where it cannot be opened the champion serves all the same; status says so."""
+        keeper, why_not = None, ""
+        try:
+            keeper = await asyncio.to_thread(RecordKeeper.open, folder, describe_parameters=describe_parameters)
+        except RecordError as fault:
+            log.exception("nothing will be recorded")
+            why_not = f"nothing is recorded: {fault}"
+        return Archive(keeper, why_not, gates, guard)
+
+    def take_up(self) -> Mapping[str, Counts]:
+        """The counts of earlier runs by challenger, with what they left unfinished ended as expired."""
+        if self._keeper is None:
+            return {}
+        recovery = self._keeper.recovery
+        for left in recovery.unfinished:
+            self._keeper.append(Ended(left.exchange_id, left.challenger, RESTARTED, time.time()))
+        self._replaying = asyncio.create_task(self._replay(), name="archive-replay")
+        return {name: counts.expire_pending() for name, counts in recovery.counts.items()}
+
+    # what the lane tells (steps 5, 8 and 9)
+
+    def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
+        """Step 5: make it durable; the keeper writes in a thread of its own."""
+        self._append(Accepted(exchange, tuple(challengers), offered))
+
+    def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+        """Steps 8 and 9: keep the ending, and let the judge see it."""
+        self._append(Ended(exchange.exchange_id, challenger, ending, time.time()))
+        self._hear(exchange, challenger, ending)
+
+    # what people ask and tell
+
+    async def find(self, any_id: str) -> list[Mapping[str, Any]]:
+        """Everything recorded under an exchange id, a response id or a client's request id, newest first."""
+        if self._keeper is None:
+            return []
+        await self._flushed()
+        return list(await asyncio.to_thread(self._keeper.find, any_id))
+
+    async def feedback(self, any_id: str, label: str) -> bool:
+        """Keep the label, and judge by it where the id is known. Returns whether it is."""
+        self._append(Feedback(any_id, label, time.time()))
+        found = await self.find(any_id)
+        for exchange in found:
+            self._judge.feedback(exchange["exchange_id"], label)
+        return bool(found)
+
+    def control(self, action: str, offered: Mapping[str, int]) -> None:
+        """Something was done to the shadow as a whole."""
+        self._append(Control(action, time.time(), offered=offered))
+
+    def verdicts(self, names: Iterable[str], *, idle: bool) -> Mapping[str, dict[str, Any]]:
+        """By challenger. One takes about 10 ms of the event loop: under traffic they are renewed once a second."""
+        now_s = time.monotonic()
+        if idle or now_s - self._verdicts_at_s >= VERDICT_MAX_AGE_S:
+            self._verdicts = {name: self._judge.verdict(name).as_dict() for name in names}
+            self._verdicts_at_s = now_s
+        return self._verdicts
+
+    def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
+        """The report's figures, by challenger."""
+        return self._tallies.summaries(busy_s)
+
+    def status(self) -> dict[str, Any]:
+        """Whether things are being recorded, and what was found wrong in the record."""
+        if self._keeper is None:
+            return {"recording": False, "detail": self._why_not, "replayed": True}
+        recording, detail = self._keeper.health()
+        recovery = self._keeper.recovery
+        return {
+            "recording": recording,
+            "detail": detail,
+            "replayed": self.replayed,
+            "lost": self._keeper.num_lost + recovery.num_lost,
+            "damaged": recovery.num_damaged + self._keeper.reader.damage.num_damaged,
+            "orphans": recovery.num_orphans,
+        }
+
+    async def close(self) -> None:
+        """Write what is left and give the folder back. Idempotent."""
+        if self._replaying is not None:
+            self._replaying.cancel()
+            await asyncio.gather(self._replaying, return_exceptions=True)
+        if self._keeper is not None:
+            with self._guard("record"):
+                await asyncio.to_thread(self._keeper.close)
+
+    # inside
+
+    def _append(self, event: Accepted | Ended | Feedback | Control) -> None:
+        if self._keeper is not None:
+            self._keeper.append(event)
+
+    async def _flushed(self) -> None:
+        assert self._keeper is not None
+        with self._guard("record"):  # recording may be off; what is on disk is found all the same
+            await self._keeper.flush()
+
+    def _hear(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+        self._judge.ended(exchange, challenger, ending)
+        self._tallies.ended(exchange, challenger, ending)
+
+    async def _replay(self) -> None:
+        """Read in a thread, judge in the loop, a few exchanges at a time."""
+        assert self._keeper is not None
+        await self._flushed()
+        views = self._keeper.iterate()
+        while batch := await asyncio.to_thread(self._next_batch, views):
+            for exchange, endings, labels in batch:
+                if exchange.arrived_unix_s >= self._started_unix_s:
+                    continue  # heard live
+                for name, ending in endings.items():
+                    self._hear(exchange, name, ending)
+                for label in labels:
+                    self._judge.feedback(exchange.exchange_id, label)
+        self.replayed = True
+
+    def _next_batch(self, views: Iterator[dict[str, Any]]) -> list[tuple[Exchange, dict[str, Ending], list[str]]]:
+        batch = []
+        for view in islice(views, REPLAY_BATCH):
+            with self._guard("replay"):  # one record that cannot be read is no reason to lose the others
+                batch.append(from_view(view))
+        return batch
+
+
+def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], list[str]]:
+    """An exchange as the record shows it, as objects: with its endings by challenger, and its labels in order.
+
+    Raises:
+        RecordError: it lacks something.
+    """
+    accepted = from_json({"v": 1, "kind": "accepted", "offered": {}, **view})
+    assert isinstance(accepted, Accepted)
+    exchange, endings = accepted.exchange, {}
+    for name, end in view["challengers"].items():
+        if end["state"] != State.PENDING.value:
+            head = {"v": 1, "kind": "ended", "exchange_id": exchange.exchange_id, "challenger": name}
+            ended = from_json(head | end | {"at_unix_s": end["ended_unix_s"]})
+            assert isinstance(ended, Ended)
+            endings[name] = ended.ending
+    return exchange, endings, [given["label"] for given in view["feedback"]]
