@@ -166,14 +166,12 @@ def test_a_part_that_is_not_plainly_text_is_unsupported(part: dict[str, Any]) ->
         messages_of(request("/v1/chat/completions", body))
 
 
-@pytest.mark.xfail(reason="vLLM takes a bare text for a part; render.py raises AttributeError, a fault of the engine")
 def test_a_part_may_be_a_bare_text() -> None:
     body = {"messages": [{"role": "user", "content": ["a", "b"]}]}
     chat = messages_of(request("/v1/chat/completions", body))
     assert chat == Chat([{"role": "user", "content": "a\nb"}], None)
 
 
-@pytest.mark.xfail(reason="vLLM gives templates the arguments as a mapping; as text, many would encode them twice")
 def test_the_arguments_of_a_tool_call_are_a_mapping() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "find", "arguments": '{"what": "bear"}'}}
     body = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]}
@@ -182,7 +180,6 @@ def test_the_arguments_of_a_tool_call_are_a_mapping() -> None:
     assert chat.messages[1]["tool_calls"][0]["function"]["arguments"] == {"what": "bear"}
 
 
-@pytest.mark.xfail(reason="VllmEngine always adds the generation prompt")
 def test_a_chat_without_a_generation_prompt_is_unsupported() -> None:
     body = {"messages": [USER], "add_generation_prompt": False}
     with pytest.raises(Unsupported):

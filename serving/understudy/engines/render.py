@@ -53,6 +53,8 @@ def messages_of(exchange: Exchange) -> Chat | None:
     for name in NOT_RENDERED[endpoint]:
         if body.get(name):
             raise Unsupported("cannot_render", f"{name!r} of {endpoint} cannot be rendered again")
+    if body.get("add_generation_prompt") is False:
+        raise Unsupported("cannot_render", "a conversation without a generation prompt cannot be rendered again")
     given = body[MESSAGES_IN[endpoint]]
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else [_message(each) for each in given]
     if body.get("instructions"):
@@ -66,7 +68,7 @@ def text_of(exchange: Exchange, decode: Callable[[list[int]], str]) -> str:
 
 
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
-    """One message with its content as text; tool calls and results stay as they are."""
+    """One message with its content as text, and the arguments of its tool calls as templates take them."""
     if given.get("type") not in (None, "message"):
         raise Unsupported("cannot_render", f"an item of type {given['type']!r} cannot be rendered again")
     message = {name: value for name, value in given.items() if name not in ("type", "id", "status")}
@@ -76,13 +78,29 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
         message["content"] = _joined(content)
     elif content is not None and not isinstance(content, str):
         raise Unsupported("cannot_render", f"content of type {type(content).__name__!r} cannot be rendered again")
+    if message.get("tool_calls"):
+        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
     return message
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> str:
+def _tool_call(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a mapping, as vLLM gives them to templates; as text many templates would encode them twice."""
+    function = dict(given.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"] or "{}")
+        except ValueError as fault:
+            raise Unsupported("cannot_render", "the arguments of a tool call are not JSON") from fault
+    return {**given, "function": function}
+
+
+def _joined(parts: Sequence[str | Mapping[str, Any]]) -> str:
     """Parts of text as vLLM joins them for templates that take text."""
     texts = []
     for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
         if part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise Unsupported("cannot_render", f"a part of type {part.get('type')!r} cannot be rendered again")
         texts.append(part["text"])
