@@ -97,6 +97,7 @@ check_platform() {
 }
 
 # Ours to throw away: one that was interrupted, one for the other device, one that was moved here from elsewhere.
+# The mark goes last, so that an interrupted removal is seen too.
 discard_unusable_venv() {
     local stamps=(.venv/.understudy-*)
     [[ -e ${stamps[0]} ]] || return 0
@@ -111,7 +112,8 @@ discard_unusable_venv() {
     else
         return 0
     fi
-    rm -rf .venv
+    touch .venv/.understudy-unfinished
+    find -H .venv -mindepth 1 -maxdepth 1 ! -name .understudy-unfinished -exec rm -rf {} +
 }
 
 make_venv() {
@@ -164,38 +166,43 @@ if sys.argv[1] == "gpu" and not torch.cuda.is_available():
 PYTHON
 }
 
-device=$(find_device)
-list=deploy/requirements-$device.txt
-stamp=$(find_stamp)
-[[ -e $stamp && ! -e .venv/.understudy-unfinished ]] && exit 0
+main() {
+    device=$(find_device)
+    list=deploy/requirements-$device.txt
+    stamp=$(find_stamp)
+    [[ -e $stamp && ! -e .venv/.understudy-unfinished ]] && exit 0
 
-trap 'exit 130' INT TERM
-exec 9>.venv.lock
-if ! flock -n 9; then
-    echo "understudy: another set-up of this checkout is at work; waiting for it."
-    flock 9
-fi
-[[ -e $stamp && ! -e .venv/.understudy-unfinished ]] && exit 0
+    trap 'exit 130' INT TERM
+    exec 9>.venv.lock
+    if ! flock -n 9; then
+        echo "understudy: another set-up of this checkout is at work; waiting for it."
+        flock 9
+    fi
+    [[ -e $stamp && ! -e .venv/.understudy-unfinished ]] && exit 0
 
-check_platform
-check_compilers
-discard_unusable_venv
+    check_platform
+    check_compilers
+    discard_unusable_venv
 
-step "a Python environment in .venv, for the $device"
-make_venv
-step "installing torch ($(.venv/bin/python --version))"
-if [[ $device == cpu ]]; then
-    install_torch_cpu
-else
-    pip_install "$(grep '^torch==' "$list")"
-fi
-step "installing the rest of $list ($(grep -c == "$list") packages)"
-pip_install -r "$list"
-step "installing understudy itself"
-pip_install --no-build-isolation --quiet -e .
-step "trying the imports"
-verify || fail "what was installed does not work here: the message is above."
+    step "a Python environment in .venv, for the $device"
+    make_venv
+    step "installing torch ($(.venv/bin/python --version))"
+    if [[ $device == cpu ]]; then
+        install_torch_cpu
+    else
+        pip_install "$(grep '^torch==' "$list")"
+    fi
+    step "installing the rest of $list ($(grep -c == "$list") packages)"
+    pip_install -r "$list"
+    step "installing understudy itself"
+    pip_install --no-build-isolation --quiet -e .
+    step "trying the imports"
+    verify || fail "what was installed does not work here: the message is above."
 
-echo "$device" >"$stamp"
-rm .venv/.understudy-unfinished
-printf '        done in %d s\n' "$SECONDS"
+    echo "$device" >"$stamp"
+    rm .venv/.understudy-unfinished
+    printf '        done in %d s\n' "$SECONDS"
+}
+
+# On one line: Bash reads a script as it runs it, and this one may be replaced by a git pull meanwhile.
+main; exit

@@ -1,4 +1,4 @@
-"""The composition root for Ray Serve: ``serve run understudy.app:build champion.model=...`` and serve.yaml."""
+"""The composition root for Ray Serve: ``serve run`` and ``serve deploy`` with deploy/serve.yaml."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 
 
 def num_gpus(config: Config) -> int:
-    """GPUs that a replica asks Ray for: those that its models name, one for the shared placement, none on a CPU."""
-    named = {device for model in (config.champion, *config.challengers) for device in model.devices}
-    return len(named) or int(gpu_present())
+    """GPUs that a replica asks Ray for: enough for the highest index named, else one, and none on a CPU."""
+    named = [device for model in (config.champion, *config.challengers) for device in model.devices]
+    return max(named) + 1 if named else int(gpu_present())

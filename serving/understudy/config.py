@@ -44,7 +44,7 @@ class ModelSpec:
     name: str = ""
     lora: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
-    devices: tuple[int, ...] = ()
+    devices: tuple[int, ...] = option((), "indices from 0", lambda value: all(index >= 0 for index in value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
             raise ConfigError("challenger: give either 'challenger' or 'challengers', not both")
         raw["challengers"] = [raw.pop("challenger")]
     config = _section(Config, raw, "")
+    if not config.shadow.score and not config.shadow.generate:
+        raise ConfigError("shadow.score: false, and shadow.generate is false too: then there is nothing to compare")
     named = _with_names(config)
     names = [model.name for model in (named.champion, *named.challengers)]
     twice = sorted({name for name in names if names.count(name) > 1})

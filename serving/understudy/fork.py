@@ -22,6 +22,7 @@ from understudy.journey import answer
 from understudy.types import Answer, Exchange, Observation, Outcome, Timings
 
 # vLLM numbers the prompts of one request; what the client sees as the response's id has no number.
+_BEAM = re.compile(r"-[0-9a-f]{16,}-beam-\d+$")
 _NUMBERED = re.compile(r"(cmpl-.+)-\d+|((?:resp|chatcmpl)[-_].+)_\d+")
 
 
@@ -77,7 +78,11 @@ class ChampionWitness:
         """The exchange. Copies token ids; the lane calls it, not the answer's path."""
         answers = self._answers()
         outcome = self._outcome
-        if outcome is Outcome.CANCELLED and answers and all(a.finish_reason not in (None, "abort") for a in answers):
+        if (
+            outcome is Outcome.CANCELLED
+            and len(answers) == self._parameters.n
+            and all(a.finish_reason not in (None, "abort") for a in answers)
+        ):
             outcome = Outcome.FINISHED
         elif any(a.finish_reason == "abort" for a in answers):
             outcome = Outcome.CANCELLED
@@ -172,7 +177,7 @@ class Fork(_Delegating):
 
     def _unsupported(self, request_id: str, lora_request: Any) -> str | None:
         """Why this generation is no exchange of the champion's, if it is none."""
-        if "-beam-" in request_id:  # beam search asks for one token at a time: many calls
+        if _BEAM.search(request_id):  # beam search asks for one token at a time: many calls
             return "beam_search"
         asked = None if lora_request is None else lora_request.lora_name
         return None if asked == self._adapter else "other_model"
@@ -183,7 +188,7 @@ class Fork(_Delegating):
         """One exchange for the whole HTTP request, to be shed with a counted reason."""
         if context is None or context.answered:
             return
-        witness = ChampionWitness(self._model, request_id.split("-beam-", maxsplit=1)[0], parameters, context)
+        witness = ChampionWitness(self._model, _BEAM.sub("", request_id), parameters, context)
         witness.unsupported = why
         witness.close(Outcome.FINISHED)
         self._hand_over(witness)

@@ -89,7 +89,10 @@ def fit(
     recent_losses: deque[float] = deque(maxlen=_REPORT_STEPS)
     model.train()
     # Fused attention is slower than plain products at this size: its bf16 backward alone took 37% of a step.
-    with ThreadPoolExecutor(NUM_WORKERS, initializer=partial(torch.set_num_threads, 1)) as pool, sdpa_kernel(SDPBackend.MATH):
+    with (
+        ThreadPoolExecutor(NUM_WORKERS, initializer=partial(torch.set_num_threads, 1)) as pool,
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         for step, batch in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, len(batches))

@@ -22,7 +22,7 @@ from typing import Any
 from understudy.config import Config, ModelSpec
 from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
-from understudy.engines.processes import CoreSpec, EngineProcess, socket_folder
+from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
 from understudy.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Engines:
 
     champion: Any
     challengers: Sequence[Engine]
-    processes: Sequence[EngineProcess]
+    processes: list[EngineProcess]
     folder: str
     champion_dead: asyncio.Event
 
@@ -56,7 +56,14 @@ class Engines:
 
 
 def group_shared(models: Sequence[ModelSpec]) -> list[list[int]]:
-    """One group with every model, by index."""
+    """One group with every model, by index; the device is the champion's.
+
+    Raises:
+        ConfigError: a challenger names devices of its own.
+    """
+    named = next((model.name for model in models[1:] if model.devices), None)
+    if named is not None:
+        raise ConfigError(f"{named}.devices: placement 'shared' has one device, the champion's")
     return [list(range(len(models)))]
 
 
@@ -112,7 +119,9 @@ def lora_rank(adapter: str) -> int:
     path = Path(adapter) / "adapter_config.json"
     if not path.is_file():
         raise ConfigError(f"lora: {adapter!r} is not a PEFT adapter (no adapter_config.json in it)")
-    rank = int(json.loads(path.read_text())["r"])
+    rank = json.loads(path.read_text()).get("r")
+    if not isinstance(rank, int):
+        raise ConfigError(f"lora: {adapter!r} has no rank (no whole number 'r' in its adapter_config.json)")
     fitting = [known for known in LORA_RANKS if known >= rank]
     if not fitting:
         raise ConfigError(f"lora: {adapter!r} has rank {rank}; vLLM accepts at most {LORA_RANKS[-1]}")
@@ -130,6 +139,8 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
         if devices:  # indices among what this process may see: Ray gives a replica its own share
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
             mine = visible.split(",") if visible else [str(index) for index in range(max(devices) + 1)]
+            if max(devices) >= len(mine):
+                raise ConfigError(f"devices: {list(devices)} must be indices into CUDA_VISIBLE_DEVICES={visible}")
             settings["CUDA_VISIBLE_DEVICES"] = ",".join(mine[device] for device in devices)
         return settings
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
@@ -157,22 +168,19 @@ async def start(config: Config) -> Engines:
             models.append(challenger)
         except ConfigError as fault:
             absent[challenger.name] = AbsentEngine(challenger.name, str(fault))
+    groups = PLACEMENTS[config.placement](models)
+    environments = [environment(models[group[0]].devices) for group in groups]
+    deaths = Deaths()
     folder = socket_folder()
     specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
-    groups = PLACEMENTS[config.placement](models)
-    deaths: dict[str, Callable[[str], None]] = {}
-    processes = [
-        EngineProcess.start(
-            [specs[index] for index in group],
-            has_champion=group[0] == 0,
-            environment=environment(models[group[0]].devices),
-            on_dead=lambda name, why: deaths[name](why) if name in deaths else None,
-        )
-        for group in groups
-    ]
-    home = {index: process for group, process in zip(groups, processes, strict=True) for index in group}
-    engines = Engines(None, [], processes, folder, asyncio.Event())
+    engines = Engines(None, [], [], folder, asyncio.Event())
+    home: dict[int, EngineProcess] = {}
     try:
+        for group, settings in zip(groups, environments, strict=True):
+            mine = [specs[index] for index in group]
+            process = EngineProcess.start(mine, has_champion=group[0] == 0, environment=settings, on_dead=deaths.tell)
+            engines.processes.append(process)
+            home |= dict.fromkeys(group, process)
         from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
 
         engines.champion = await vllm_engine.connect_champion(specs[0], home[0], engines.champion_dead, deaths)
@@ -192,7 +200,7 @@ async def connect_challenger(
     spec: CoreSpec,
     process: EngineProcess,
     engines: Engines,
-    deaths: dict[str, Callable[[str], None]],
+    deaths: Deaths,
 ) -> Engine:
     """The challenger's Engine, or one that is not ready and says why: the champion serves all the same."""
     from understudy.engines import vllm_engine

@@ -6,6 +6,7 @@ Imports neither vllm nor torch, so that the engine process loads while the API p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -36,6 +37,26 @@ class CoreSpec:
     def at(folder: str, name: str, index: int, engine_args: Mapping[str, Any]) -> CoreSpec:
         """Sockets in ``folder``; the index and not the name, because a socket path has 107 bytes."""
         return CoreSpec(name, engine_args, f"ipc://{folder}/{index}.in", f"ipc://{folder}/{index}.out")
+
+
+class Deaths:
+    """Passes on that a core is gone, also to those who listen only afterwards."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, Callable[[str], None]] = {}
+        self._told: dict[str, str] = {}
+
+    def tell(self, name: str, why: str) -> None:
+        """A core is gone."""
+        self._told[name] = why
+        if name in self._listeners:
+            self._listeners[name](why)
+
+    def listen(self, name: str, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the reason when the core goes, or now if it has gone."""
+        self._listeners[name] = listener
+        if name in self._told:
+            listener(self._told[name])
 
 
 @dataclass
@@ -80,8 +101,9 @@ class EngineProcess:
             "events_fd": write_fd,
         }
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(plan).encode() + b"\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended already: the listener will say how
+            self._process.stdin.write(json.dumps(plan).encode() + b"\n")
+            self._process.stdin.flush()
         threading.Thread(target=self._listen, args=(read_fd, loop), daemon=True, name="engine-events").start()
         return self
 
@@ -104,8 +126,9 @@ class EngineProcess:
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(STOP_GRACE_S)
         except subprocess.TimeoutExpired:
@@ -115,7 +138,8 @@ class EngineProcess:
     def _listen(self, read_fd: int, loop: asyncio.AbstractEventLoop) -> None:
         with os.fdopen(read_fd) as events:
             for line in events:
-                loop.call_soon_threadsafe(self._heard, json.loads(line))
+                if line.endswith("\n"):  # a process that is killed may leave half a line
+                    loop.call_soon_threadsafe(self._heard, json.loads(line))
         code = self._process.wait()
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._ended, code)
@@ -143,7 +167,8 @@ class EngineProcess:
 
 def describe_exit(code: int) -> str:
     """``signal SIGKILL`` or ``exit code 1``."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"signal {known.get(-code, -code)}" if code < 0 else f"exit code {code}"
 
 
 def socket_folder() -> str:

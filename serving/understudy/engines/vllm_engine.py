@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vllm.v1.executor import Executor
 
 from understudy.config import ModelSpec
 from understudy.engines.base import Health, ShadowRequest
-from understudy.engines.processes import CoreSpec, EngineProcess
+from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.render import messages_of, text_of
 from understudy.errors import EngineDead, EngineError, Unsupported
 from understudy.types import Answer, Exchange, Observation, Score, Timings
@@ -56,9 +56,7 @@ def declare_dead(llm: AsyncLLM) -> None:
     client.outputs_queue.put_nowait(EngineDeadError())
 
 
-async def connect_champion(
-    spec: CoreSpec, process: EngineProcess, dead: asyncio.Event, deaths: dict[str, Callable[[str], None]]
-) -> AsyncLLM:
+async def connect_champion(spec: CoreSpec, process: EngineProcess, dead: asyncio.Event, deaths: Deaths) -> AsyncLLM:
     """The champion's AsyncLLM; ``dead`` is set when its core is gone.
 
     Raises:
@@ -71,7 +69,7 @@ async def connect_champion(
         dead.set()
         declare_dead(llm)
 
-    deaths[spec.name] = died
+    deaths.listen(spec.name, died)
     return llm
 
 
@@ -80,7 +78,7 @@ async def connect_challenger(
     spec: CoreSpec,
     process: EngineProcess,
     champion: AsyncLLM,
-    deaths: dict[str, Callable[[str], None]],
+    deaths: Deaths,
 ) -> VllmEngine:
     """A challenger that is up and warm.
 
@@ -89,7 +87,7 @@ async def connect_challenger(
     """
     load_s = await process.ready(spec.name)
     engine = VllmEngine(model, connect(spec), champion, load_s)
-    deaths[spec.name] = engine.died
+    deaths.listen(spec.name, engine.died)
     await engine.warm_up()
     return engine
 
@@ -152,17 +150,14 @@ class VllmEngine:
         """One prefill-like pass for each champion answer; none where the adapter changes lm_head (see host.py)."""
         if not self._can_score:
             return ()
-        return tuple(
-            await asyncio.gather(
-                *(self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids)
-            )
-        )
+        return tuple([await self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids])
 
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. TTFT is not seen here: only the finished answer leaves the engine process."""
+        started_s = time.monotonic()  # the scoring pass before it is not part of its answer
         final = await self._run(request.prompt_token_ids, request.parameters)
         answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
-        return request.observation(answers, Timings(request.arrived_s, None, time.monotonic()))
+        return request.observation(answers, Timings(started_s, None, time.monotonic()))
 
     async def busy_s(self) -> float:
         """Asked of the driver; 0.0 when it cannot answer."""

@@ -24,11 +24,18 @@ class Breaker:
             return "closed"
         return "trying" if self._trying else "open"
 
+    def blocks(self) -> bool:
+        """Whether nothing may run now; unlike ``admits`` it takes no turn."""
+        return self._opened_s is not None and (self._trying or not self._has_cooled())
+
+    def _has_cooled(self) -> bool:
+        return self._opened_s is None or self._clock() - self._opened_s >= self._cooldown_s
+
     def admits(self) -> bool:
         """Whether an exchange may run now. An admitted one must report ``succeeded``, ``failed`` or ``abandoned``."""
         if self._opened_s is None:
             return True
-        if self._trying or self._clock() - self._opened_s < self._cooldown_s:
+        if self._trying or not self._has_cooled():
             return False
         self._trying = True
         return True

@@ -275,6 +275,8 @@ class Lane:
 
     async def _ending(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
         """Steps 6 to 8 with every way to end."""
+        if side.breaker.blocks():  # before it waits and spends
+            return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         waited = await self._turn(side, exchange, deadline_s)
         if waited is not None:
             return waited

@@ -1,0 +1,117 @@
+"""Counts and verdicts go on across a restart, and a store that cannot be had stops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.builders import exchange, in_loop
+
+from understudy.archive import Archive
+from understudy.judge.gates import Gate
+from understudy.lane.guard import Guard
+from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
+
+GATES = (Gate("accuracy", 0.2, pattern=r"label: (\w+)", min_units=20),)
+
+
+def describe(_: Any) -> Mapping[str, Any]:
+    return {}
+
+
+async def opened(folder: Path) -> Archive:
+    return await Archive.open(folder, describe, GATES, Guard())
+
+
+def compared(text: str) -> Ending:
+    answer = Answer((1, 2), text, "stop")
+    observation = Observation("rival", Outcome.FINISHED, (1,), (answer,), Timings(0.0, None, 1.0))
+    return Ending(State.COMPARED, challenger=observation, comparison=Comparison({"token_agreement": 1.0}))
+
+
+def asked(number: int) -> Exchange:
+    return exchange(f"x{number}", Answer((1, 2), "label: billing", "stop"))
+
+
+async def fill(archive: Archive, count: int) -> None:
+    for number in range(count):
+        archive.accepted(asked(number), ["rival"], {"rival": number + 1})
+        archive.ended(asked(number), "rival", compared("label: billing"))
+        await archive.feedback(f"x{number}", "billing")
+
+
+@in_loop
+async def test_counts_and_verdict_are_the_same_after_a_restart(tmp_path: Path) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    await fill(first, 40)
+    before = first.verdicts(["rival"], idle=True)
+    await first.close()
+    again = await opened(tmp_path)
+    counts = again.take_up()
+    assert (counts["rival"].sampled, counts["rival"].compared, counts["rival"].offered) == (40, 40, 40)
+    while not again.replayed:
+        await asyncio.sleep(0)
+    assert again.verdicts(["rival"], idle=True) == before
+    assert before["rival"]["verdict"] == "GO"
+    await again.close()
+
+
+@in_loop
+async def test_what_a_run_left_unfinished_ends_as_expired_and_is_recorded_so(tmp_path: Path) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    first.accepted(asked(1), ["rival"], {"rival": 1})
+    await first.close()
+    for _ in range(2):  # and only once
+        again = await opened(tmp_path)
+        counts = again.take_up()["rival"]
+        assert (counts.sampled, counts.expired, counts.pending) == (1, 1, 0)
+        found = await again.find("x1")
+        assert found[0]["challengers"]["rival"]["state"] == "expired"
+        assert found[0]["challengers"]["rival"]["detail"] == "restart"
+        await again.close()
+
+
+@in_loop
+async def test_a_store_that_cannot_be_had_stops_nothing_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    archive = await opened(tmp_path / "taken")
+    assert archive.take_up() == {}
+    await fill(archive, 2)
+    assert await archive.find("x1") == []
+    status = archive.status()
+    assert status["recording"] is False
+    assert "nothing is recorded" in status["detail"]
+    await archive.close()
+
+
+@in_loop
+async def test_one_unreadable_exchange_does_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    await fill(first, 30)
+    await first.close()
+    import understudy.archive as module
+
+    real = module.from_view
+
+    def broken(view: Mapping[str, Any]) -> Any:
+        if view["exchange_id"] == "x3":
+            raise ValueError("damaged")
+        return real(view)
+
+    monkeypatch.setattr(module, "from_view", broken)
+    guard = Guard()
+    again = await Archive.open(tmp_path, describe, GATES, guard)
+    again.take_up()
+    while not again.replayed:
+        await asyncio.sleep(0)
+    assert guard.swallowed["replay"] == 1
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 29
+    await again.close()
