@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,7 @@ async def test_counts_and_verdict_are_the_same_after_a_restart(tmp_path: Path) -
     again = await opened(tmp_path)
     counts = again.take_up()
     assert (counts["rival"].sampled, counts["rival"].compared, counts["rival"].offered) == (40, 40, 40)
-    while not again.replayed:
-        await asyncio.sleep(0)
+    await again.replayed.wait()
     assert again.verdicts(["rival"], idle=True) == before
     assert before["rival"]["verdict"] == "GO"
     await again.close()
@@ -110,8 +108,7 @@ async def test_one_unreadable_exchange_does_not_lose_the_others(
     guard = Guard()
     again = await Archive.open(tmp_path, describe, GATES, guard)
     again.take_up()
-    while not again.replayed:
-        await asyncio.sleep(0)
+    await again.replayed.wait()
     assert guard.swallowed["replay"] == 1
     assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 29
     await again.close()

@@ -1,7 +1,7 @@
 """Everything that hears of an exchange, live or from the record: keeper, judge and the report's figures.
 
 It belongs to the replica's event loop. What an earlier run recorded is replayed in the background, so that a long
-record does not delay the first answer; counts are there from the start, verdicts are whole when ``replayed`` is.
+record does not delay the first answer; counts are there from the start, verdicts are whole when ``replayed`` is set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Archive:
     """
 
     def __init__(self, keeper: RecordKeeper | None, why_not: str, gates: Sequence[Gate], guard: Guard) -> None:
-        self.replayed = keeper is None
+        self.replayed = asyncio.Event()
         self._keeper = keeper
         self._why_not = why_not
         self._guard = guard
@@ -120,13 +120,13 @@ class Archive:
     def status(self) -> dict[str, Any]:
         """Whether things are being recorded, and what was found wrong in the record."""
         if self._keeper is None:
-            return {"recording": False, "detail": self._why_not, "replayed": True}
+            return {"recording": False, "detail": self._why_not}
         recording, detail = self._keeper.health()
         recovery = self._keeper.recovery
         return {
             "recording": recording,
             "detail": detail,
-            "replayed": self.replayed,
+            "replayed": self.replayed.is_set(),
             "lost": self._keeper.num_lost + recovery.num_lost,
             "damaged": recovery.num_damaged + self._keeper.reader.damage.num_damaged,
             "orphans": recovery.num_orphans,
@@ -169,7 +169,7 @@ class Archive:
                     self._hear(exchange, name, ending)
                 for label in labels:
                     self._judge.feedback(exchange.exchange_id, label)
-        self.replayed = True
+        self.replayed.set()
 
     def _next_batch(self, views: Iterator[dict[str, Any]]) -> list[tuple[Exchange, dict[str, Ending], list[str]]]:
         batch = []
