@@ -175,7 +175,8 @@ def prepare_cpu() -> None:
         from vllm.v1.sample import sampler
         from vllm.v1.sample.ops import logprobs
 
-        eager = logprobs.batched_count_greater_than._torchdynamo_orig_callable
+        compiled = logprobs.batched_count_greater_than
+        eager = getattr(compiled, "_torchdynamo_orig_callable", compiled)  # plain where torch compiles nothing
         logprobs.batched_count_greater_than = eager
         sampler.batched_count_greater_than = eager
 

@@ -93,12 +93,18 @@ def gpu_present() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/gpus").exists()
 
 
+def has_cxx_compiler() -> bool:
+    """Whether torch can compile for the CPU here. Without one vLLM dies at its first compiled line."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"))
+
+
 def engine_args(model: ModelSpec, *, champion: bool) -> dict[str, Any]:
     """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are."""
     ours: dict[str, Any] = {"model": model.model, "enable_prefix_caching": True}
     if not gpu_present():
         ours["kv_cache_memory_bytes"] = CHAMPION_KV_CPU_BYTES if champion else CHALLENGER_KV_CPU_BYTES
         ours["distributed_executor_backend"] = "uni"
+        ours["enforce_eager"] = not has_cxx_compiler()
     elif "kv_cache_memory_bytes" not in model.engine_args:
         raise ConfigError(
             f"{model.name}.engine_args.kv_cache_memory_bytes: must be set on a GPU; what is free now is no plan"
@@ -144,6 +150,8 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
             settings["CUDA_VISIBLE_DEVICES"] = ",".join(mine[device] for device in devices)
         return settings
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    if not has_cxx_compiler():
+        settings["TORCHDYNAMO_DISABLE"] = "1"
     return settings | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": threads,
