@@ -18,6 +18,7 @@ MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5
     graceful_shutdown_timeout_s=60,
     health_check_period_s=5,
     max_constructor_retry_count=1,
+    logging_config={"enable_access_log": False},  # a line for every request is time on the answer's path
 )
 @serve.ingress()
 class Replica:

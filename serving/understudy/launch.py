@@ -56,8 +56,8 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 @contextmanager
-def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
-    """A server for the time of the block; gives its URL."""
+def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000, quiet: bool = False) -> Iterator[str]:
+    """A server for the time of the block; gives its URL. ``quiet`` leaves the log to Ray's files."""
     config = parse(raw)
     if not is_loopback(host) and config.auth.shadow_key is None:
         raise ConfigError(f"auth.shadow_key: must be set where the server listens beyond this machine (--host {host})")
@@ -70,7 +70,7 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
     from understudy.app import build
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    ray.init(address="local", include_dashboard=False, log_to_driver=not quiet, logging_level=logging.WARNING)
     for number, handler in handlers.items():  # Ray puts its own in place, which aborts on SIGTERM
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from understudy.demo.models import DemoModels, build
 from understudy.demo.tickets import LABEL_PATTERN, Ticket, held_out_tickets
+from understudy.demo.train import chat_messages
 from understudy.launch import free_port, running
 from understudy.report.fetch import fetch
 from understudy.report.table import print_report
@@ -27,17 +28,19 @@ from understudy.report.table import print_report
 CONCURRENCY = 8
 MAX_TOKENS = 64
 SHADOW_TIMEOUT_S = 240.0
-INSTRUCTION = "Triage the support ticket: a label, then a short reply."
+MIN_WIDTH = 100  # of the table, in columns
 
 
 def run(models_folder: Path, *, num_tickets: int, port: int, out: Path) -> int:
     """The whole demo. Returns the exit code: 0 when every ticket was answered and every exchange accounted for."""
     console, started = Console(), time.monotonic()
+    if console.width < MIN_WIDTH:
+        console.width = MIN_WIDTH
     console.rule("1. demo models")
     models = build(models_folder, progress=console.print)
     console.rule("2. server")
     shutil.rmtree(out, ignore_errors=True)  # an earlier demo's record would count into this one's verdicts
-    with running(config(models, out), port=port or free_port()) as url:
+    with running(config(models, out), port=port or free_port(), quiet=True) as url:
         console.rule("3. tickets")
         tickets = held_out_tickets(num_tickets, seed=1)
         ids, seconds = send(url, tickets, console)
@@ -94,7 +97,7 @@ def send(url: str, tickets: Sequence[Ticket], console: Console) -> tuple[dict[in
 
 def ask(client: openai.OpenAI, ticket: Ticket, stream: bool) -> str:
     """One ticket to the champion; the id of its response."""
-    messages: Any = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": ticket.text}]
+    messages: Any = chat_messages(ticket)
     if not stream:
         whole = client.chat.completions.create(model="triage", messages=messages, max_tokens=MAX_TOKENS, temperature=0)
         return whole.id

@@ -14,6 +14,7 @@ from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary, Disagreement
 from understudy.report.table import print_report
 
+MIN_WIDTH = 100  # columns; below that numbers would be cut off
 EXIT_CODES = {"GO": 0, "NO-GO": 1, "NOT ENOUGH DATA": 3}
 
 
@@ -24,7 +25,7 @@ def show(url: str, *, key: str | None, out: Path | None, gate: bool, console: Co
         UnderstudyError: the server cannot be asked.
     """
     status, summaries = fetch(url, key)
-    print_report(status, summaries, console)
+    print_report(status, summaries, console or Console(width=max(MIN_WIDTH, Console().width)))
     if out is not None:
         out.write_text(report_page(status, summaries), encoding="utf-8")
     return EXIT_CODES[status["verdict"]["verdict"]] if gate else 0
