@@ -59,7 +59,8 @@ def run(models_folder: Path, *, num_tickets: int, port: int, out: Path) -> int:
 
 def config(models: DemoModels, out: Path) -> dict[str, Any]:
     """The demo's configuration: every challenger in the shared placement, judged by accuracy."""
-    small = {"max_model_len": 1024, "kv_cache_memory_bytes": 256 * 2**20}
+    # Models of a million parameters: compiling four of them would take longer than all their answers.
+    small = {"max_model_len": 1024, "kv_cache_memory_bytes": 256 * 2**20, "enforce_eager": True}
     if "VLLM_LOGGING_LEVEL" not in os.environ:
         os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     return {
@@ -70,7 +71,7 @@ def config(models: DemoModels, out: Path) -> dict[str, Any]:
             {"model": str(models.worse), "name": "worse", "engine_args": small},
         ],
         "placement": "shared",
-        "shadow": {"limits": {"max_pending": 4096, "deadline_s": SHADOW_TIMEOUT_S}},
+        "shadow": {"limits": {"max_pending": 4096, "max_concurrency": 16, "deadline_s": SHADOW_TIMEOUT_S}},
         "record": {"url": str(out)},
         "gates": [
             {"metric": "accuracy", "pattern": LABEL_PATTERN, "margin": 0.05},
