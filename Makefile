@@ -25,7 +25,7 @@ help:  ## print this list
 setup:  ## make .venv with everything in it (a GPU is detected); at once when there is nothing to do
 	@bash deploy/setup.sh
 
-demo: setup  ## a champion, two challengers, real traffic and a verdict, on this machine
+demo: setup  ## a champion, three challengers, real traffic and verdicts, on this machine
 	@$(BIN)/understudy demo $(ARGS)
 
 test: setup  ## everything that must hold: ruff, format, mypy, and all of pytest (gpu tests skip themselves)

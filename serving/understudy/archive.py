@@ -26,6 +26,8 @@ from understudy.types import Ending, Exchange, State
 log = logging.getLogger(__name__)
 VERDICT_MAX_AGE_S = 1.0
 REPLAY_BATCH = 20
+MAX_EARLY_LABELS = 10_000
+OPEN_AGAIN_S = (0.0, 1.0, 4.0)
 RESTARTED = Ending(State.EXPIRED, None, "restart")
 
 
@@ -45,6 +47,7 @@ class Archive:
         self._guard = guard
         self._judge = Judge(gates)
         self._tallies = Tallies()
+        self._early_labels: dict[str | None, str] = {}
         self._started_unix_s = time.time()
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._verdicts_at_s = float("-inf")
@@ -55,13 +58,16 @@ class Archive:
         folder: Path, describe_parameters: Callable[[Any], Mapping[str, Any]], gates: Sequence[Gate], guard: Guard
     ) -> Archive:
         """Open the record in ``folder``. Where it cannot be opened the champion serves all the same; status says so."""
-        keeper, why_not = None, ""
-        try:
-            keeper = await asyncio.to_thread(RecordKeeper.open, folder, describe_parameters=describe_parameters)
-        except RecordError as fault:
-            log.exception("nothing will be recorded")
-            why_not = f"nothing is recorded: {fault}"
-        return Archive(keeper, why_not, gates, guard)
+        why_not = ""
+        for wait_s in OPEN_AGAIN_S:  # a replica that is being replaced may hold the folder a little longer
+            await asyncio.sleep(wait_s)
+            try:
+                keeper = await asyncio.to_thread(RecordKeeper.open, folder, describe_parameters=describe_parameters)
+                return Archive(keeper, "", gates, guard)
+            except RecordError as fault:
+                log.warning("the record cannot be opened: %s", fault)
+                why_not = f"nothing is recorded: {fault}"
+        return Archive(None, why_not, gates, guard)
 
     def take_up(self) -> Mapping[str, Counts]:
         """The counts of earlier runs by challenger, with what they left unfinished ended as expired."""
@@ -78,6 +84,9 @@ class Archive:
     def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
         """Step 5: make it durable; the keeper writes in a thread of its own."""
         self._append(Accepted(exchange, tuple(challengers), offered))
+        for known in (exchange.exchange_id, exchange.request_id, exchange.facts.client_request_id):
+            if known in self._early_labels:
+                self._judge.feedback(exchange.exchange_id, self._early_labels[known])
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """Steps 8 and 9: keep the ending, and let the judge see it."""
@@ -99,6 +108,10 @@ class Archive:
         found = await self.find(any_id)
         for exchange in found:
             self._judge.feedback(exchange["exchange_id"], label)
+        if not found:  # given before the lane took the exchange in
+            self._early_labels[any_id] = label
+            while len(self._early_labels) > MAX_EARLY_LABELS:
+                del self._early_labels[next(iter(self._early_labels))]
         return bool(found)
 
     def control(self, action: str, offered: Mapping[str, int]) -> None:
@@ -173,9 +186,10 @@ class Archive:
 
     def _next_batch(self, views: Iterator[dict[str, Any]]) -> list[tuple[Exchange, dict[str, Ending], list[str]]]:
         batch = []
-        for view in islice(views, REPLAY_BATCH):
-            with self._guard("replay"):  # one record that cannot be read is no reason to lose the others
-                batch.append(from_view(view))
+        with self._guard("replay"):  # a record that cannot be read any further leaves the verdict with less
+            for view in islice(views, REPLAY_BATCH):
+                with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others
+                    batch.append(from_view(view))
         return batch
 
 

@@ -16,7 +16,7 @@ MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5
     name="understudy",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
     graceful_shutdown_timeout_s=60,
-    health_check_period_s=5,
+    health_check_period_s=1,  # a champion without an engine is to be replaced soon
     max_constructor_retry_count=1,
     logging_config={"enable_access_log": False},  # a line for every request is time on the answer's path
 )
@@ -24,16 +24,21 @@ MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5
 class Replica:
     """Serves vLLM's app over the fork, and /shadow beside it."""
 
+    _server: Server | None = None
+
     async def __init__(self, raw_config: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._server = await Server.start(raw_config)
+        self._server = await Server.start(raw_config, replica=serve.get_replica_context().rank.rank)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray Serve asks for the app once the constructor is through."""
+        assert self._server is not None
         return self._server.app
 
     def check_health(self) -> None:
         """Raises when the champion's engine is gone: Ray Serve then replaces this replica."""
-        self._server.check_health()
+        if self._server is not None:
+            self._server.check_health()
 
     async def __del__(self) -> None:
-        await self._server.close()
+        if self._server is not None:
+            await self._server.close()

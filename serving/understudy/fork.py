@@ -21,15 +21,20 @@ from understudy.engines.vllm_engine import to_answer
 from understudy.journey import answer
 from understudy.types import Answer, Exchange, Observation, Outcome, Timings
 
-# vLLM numbers the prompts of one request; what the client sees as the response's id has no number.
+# vLLM numbers the prompts of one request; what the client sees as the response's id has no number. Only the batch
+# route numbers chats: elsewhere such an ending is the client's own, from its X-Request-Id.
 _BEAM = re.compile(r"-[0-9a-f]{16,}-beam-\d+$")
-_NUMBERED = re.compile(r"(cmpl-.+)-\d+|((?:resp|chatcmpl)[-_].+)_\d+")
+_NUMBERED = re.compile(r"((?:cmpl|generative-scoring|decision)-.+)-\d+|(resp_.+)_\d+")
+_NUMBERED_CHAT = re.compile(r"(chatcmpl-.+)_\d+")
 
 
-def response_id(request_id: str) -> str:
+def response_id(request_id: str, endpoint: str = "") -> str:
     """The id under which the client knows the answer, from the id under which vLLM asks the engine."""
     numbered = _NUMBERED.fullmatch(request_id)
-    return (numbered[1] or numbered[2]) if numbered else request_id
+    if numbered:
+        return numbered[1] or numbered[2]
+    chat = _NUMBERED_CHAT.fullmatch(request_id) if endpoint.endswith("/batch") else None
+    return chat[1] if chat else request_id
 
 
 class ChampionWitness:
@@ -45,7 +50,7 @@ class ChampionWitness:
         self.context = context
         self.unsupported: str | None = None
         self._model = model
-        self._request_id = response_id(request_id)
+        self._request_id = response_id(request_id, "" if context is None else context.facts.endpoint)
         self._parameters = parameters
         self._arrived_unix_s = time.time()
         self._arrived_s = time.monotonic()
@@ -169,14 +174,21 @@ class Fork(_Delegating):
             prompt, sampling_params, request_id, **more
         )
         context = current.get()
-        why = self._unsupported(request_id, more.get("lora_request"))
+        why = self._unsupported(prompt, sampling_params, request_id, more.get("lora_request"))
         if why is not None:
             self._note_unsupported(why, request_id, sampling_params, context)
             return outputs
         return answer(outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over)
 
-    def _unsupported(self, request_id: str, lora_request: Any) -> str | None:
-        """Why this generation is no exchange of the champion's, if it is none."""
+    def _unsupported(self, prompt: Any, parameters: SamplingParams, request_id: str, lora_request: Any) -> str | None:
+        """Why this generation is no exchange of the champion's, or not one of token ids, if it is none."""
+        if isinstance(prompt, AsyncGenerator):
+            return "streaming_input"
+        kind = prompt.get("type", "token") if isinstance(prompt, dict) else "token"
+        if kind != "token":  # the ids are placeholders then: no challenger would get the same input
+            return "prompt_embeds" if kind == "embeds" else "multimodal"
+        if parameters.logprob_token_ids:  # /generative_scoring and the like: one token, sampled and not looked at
+            return "label_read"
         if _BEAM.search(request_id):  # beam search asks for one token at a time: many calls
             return "beam_search"
         asked = None if lora_request is None else lora_request.lora_name

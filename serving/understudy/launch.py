@@ -79,7 +79,8 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
         try:
             serve.run(build(raw), name="understudy", route_prefix="/", blocking=False)
         except RuntimeError as fault:
-            raise EngineStartError(f"the champion did not come up: {last_line(str(fault))}") from fault
+            said = serve.status().applications["understudy"].deployments["understudy"].message
+            raise EngineStartError(f"the champion did not come up: {last_line(said or str(fault))}") from fault
         click.echo(f"understudy: up after {time.monotonic() - started:.1f} s")
         shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{port}"

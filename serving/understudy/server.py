@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from understudy import __version__
@@ -41,8 +39,8 @@ class Server:
         )
 
     @staticmethod
-    async def start(raw_config: Mapping[str, Any]) -> Server:
-        """Everything up, the shadow on.
+    async def start(raw_config: Mapping[str, Any], replica: int = 0) -> Server:
+        """Everything up, the shadow on. Each replica, by its rank, records in a folder of its own.
 
         Raises:
             ConfigError, EngineStartError: the champion cannot be served; everything was ended again.
@@ -53,7 +51,9 @@ class Server:
         try:
             from understudy.engines.vllm_engine import describe_parameters
 
-            archive = await Archive.open(record_folder(config), describe_parameters, config.gates, guard)
+            archive = await Archive.open(
+                config.record.folder / f"replica-{replica}", describe_parameters, config.gates, guard
+            )
             self = Server(config, engines, archive, guard)
             self._lane.restore(archive.take_up())
             self.app = await self._build_app()
@@ -171,13 +171,14 @@ class Server:
             return "no challenger is configured"
         if self._config.shadow.sample == 0:
             return "shadow.sample is 0"
-        health = {name: side.engine.health() for name, side in self._lane.sides.items()}
-        return "; ".join(f"{name}: {each.detail}" for name, each in health.items() if not each.ready)
-
-
-def record_folder(config: Config) -> Path:
-    """Each replica writes a folder of its own under record.url; a single one writes 'replica-0'."""
-    return config.record.folder / os.environ.get("UNDERSTUDY_REPLICA", "replica-0")
+        said = []
+        for name, side in self._lane.sides.items():
+            health = side.engine.health()
+            if not health.ready:
+                said.append(f"{name}: {health.detail}")
+            elif side.breaker.state != "closed":
+                said.append(f"{name}: stopped after repeated faults, the last one {side.breaker.last_fault}")
+        return "; ".join(said)
 
 
 def describe(model: ModelSpec) -> dict[str, Any]:

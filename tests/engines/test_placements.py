@@ -78,8 +78,8 @@ def test_the_table_has_every_placement_that_the_configuration_knows() -> None:
 
 def test_a_challenger_gets_small_steps_and_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, False)
-    champion = engine_args(ModelSpec("a", "a"), champion=True)
-    challenger = engine_args(ModelSpec("b", "b"), champion=False)
+    champion = engine_args(ModelSpec("a", "a"), champion=True, shared=True)
+    challenger = engine_args(ModelSpec("b", "b"), champion=False, shared=True)
     assert (champion["model"], challenger["model"]) == ("a", "b")
     assert "max_num_seqs" not in champion  # the champion is vLLM as it is
     assert "max_num_batched_tokens" not in champion
@@ -100,7 +100,7 @@ def test_the_users_own_arguments_win(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "seed": 7,
     }
     spec = ModelSpec("b", "b", lora=adapter(tmp_path, 8), engine_args=own)
-    assert engine_args(spec, champion=False).items() >= own.items()
+    assert engine_args(spec, champion=False, shared=True).items() >= own.items()
     assert own == {**own}
     assert spec.engine_args is own
 
@@ -108,16 +108,16 @@ def test_the_users_own_arguments_win(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_on_a_gpu_the_kv_cache_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
     with pytest.raises(ConfigError, match=r"b\.engine_args\.kv_cache_memory_bytes: must be set on a GPU"):
-        engine_args(ModelSpec("org/b", "b"), champion=True)
-    given = engine_args(ModelSpec("b", "b", engine_args={"kv_cache_memory_bytes": 9}), champion=True)
+        engine_args(ModelSpec("org/b", "b"), champion=True, shared=True)
+    given = engine_args(ModelSpec("b", "b", engine_args={"kv_cache_memory_bytes": 9}), champion=True, shared=True)
     assert given["kv_cache_memory_bytes"] == 9
     assert "distributed_executor_backend" not in given
 
 
 def test_lora_is_switched_on_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     on_a_gpu(monkeypatch, False)
-    assert not any("lora" in key for key in engine_args(ModelSpec("b", "b"), champion=False))
-    tuned = engine_args(ModelSpec("b", "b", lora=adapter(tmp_path, 20)), champion=False)
+    assert not any("lora" in key for key in engine_args(ModelSpec("b", "b"), champion=False, shared=True))
+    tuned = engine_args(ModelSpec("b", "b", lora=adapter(tmp_path, 20)), champion=False, shared=True)
     assert (tuned["enable_lora"], tuned["max_loras"], tuned["max_lora_rank"]) == (True, 1, 32)
 
 

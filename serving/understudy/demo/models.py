@@ -13,7 +13,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import time

@@ -17,7 +17,7 @@ class Topic:
     complaints: tuple[str, ...]
     """Wordings in use for years."""
     recent_complaints: tuple[str, ...]
-    """Wordings that came up lately: rare in the champion's training tickets, common in held-out ones."""
+    """Wordings that came up lately: the champion's training tickets lack them, held-out ones have some."""
     mentions: tuple[str, ...]
     """Noun phrases that bring the topic up without complaining about it."""
     apology: str
@@ -32,7 +32,7 @@ TOPICS: tuple[Topic, ...] = (
             "the invoice for the {item} shows the wrong amount",
             "you took more money for the {item} than the price said",
             "the discount code was not applied to the {item}",
-            "there is a fee on my order that nobody explained",
+            "there is a fee for the {item} that nobody explained",
             "my account was charged for a {item} that i never ordered",
             "my card was debited again after i paid for the {item}",
         ),
@@ -42,7 +42,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("double charge", "wrong invoice", "discount code", "card payment"),
         apology="sorry about the charge for the {item}",
-        action="We are checking the payment for {order} and will correct the invoice {when}",
+        action="We are checking the payment and will send you a correct invoice {when}",
     ),
     Topic(
         label="delivery",
@@ -61,7 +61,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("late parcel", "tracking number", "delivery date", "carrier"),
         apology="sorry that the {item} has not reached you",
-        action="We are asking the carrier about {order} and will send a tracking link {when}",
+        action="We are asking the carrier and will send you a new tracking link {when}",
     ),
     Topic(
         label="returns",
@@ -80,7 +80,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("refund", "return slip", "exchange", "broken part"),
         apology="sorry that the {item} is not right for you",
-        action="We have opened a return for {order} and will send the slip {when}",
+        action="We have opened a return for you and will send the slip {when}",
     ),
     Topic(
         label="account",
@@ -98,8 +98,8 @@ TOPICS: tuple[Topic, ...] = (
             "the family profile with the {item} belongs to my ex now",
         ),
         mentions=("password reset", "login problem", "new address", "locked account"),
-        apology="sorry about the trouble with your profile",
-        action="We have secured the login behind {order} and will send a reset link {when}",
+        apology="sorry about all the trouble with your profile",
+        action="We have secured the login and will send you a new reset link {when}",
     ),
     Topic(
         label="technical",
@@ -118,7 +118,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("app crash", "update", "error message", "manual"),
         apology="sorry that the {item} is not working",
-        action="An engineer will look at {order} and will call you {when}",
+        action="One of our engineers will look into it and will call you {when}",
     ),
     Topic(
         label="cancel",
@@ -137,7 +137,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("cancelled order", "subscription", "second order", "old contract"),
         apology="sorry to hear that you no longer want the {item}",
-        action="We have stopped {order} and will confirm the cancellation {when}",
+        action="We have stopped the order and will confirm it by mail {when}",
     ),
     Topic(
         label="praise",
@@ -156,7 +156,7 @@ TOPICS: tuple[Topic, ...] = (
         ),
         mentions=("good service", "quick reply", "nice box", "helpful agent"),
         apology="thank you for the kind words about the {item}",
-        action="We will pass them {when} to the team that packed {order}",
+        action="We will share them with the rest of our team {when}",
     ),
 )
 
@@ -181,7 +181,7 @@ GREETINGS: tuple[str, ...] = ("hi,", "hello,", "hey team,", "good morning,", "de
 INTRODUCTIONS: tuple[str, ...] = ("{name} here.", "this is {name}.", "my name is {name}.")
 FILLERS: tuple[str, ...] = ("so", "well,", "sadly", "i think", "to be honest", "once again", "as far as i can see")
 ORDER_SENTENCES: tuple[str, ...] = (
-    "my order {order}.",
+    "my order is {order}.",
     "order {order}.",
     "it is order {order}.",
     "it is about order {order}.",
@@ -195,5 +195,5 @@ NAMES: tuple[str, ...] = (
 )
 ITEMS: tuple[str, ...] = (
     *("lamp", "kettle", "tent", "camera", "desk", "bike", "phone", "jacket", "printer", "guitar", "drill", "watch"),
-    *("speaker", "toaster", "rug", "router", "scooter", "blender", "monitor", "heater", "sofa", "tablet"),
+    *("speaker", "toaster", "router", "scooter"),
 )

@@ -26,7 +26,7 @@ LABEL_PATTERN = r"label: (\w+)"
 Annotator = Literal["careful", "hasty"]
 """careful labels the topic that matters; hasty labels whichever topic comes first."""
 
-RECENT_FRACTION = 0.12
+RECENT_FRACTION = 0.08
 """Fraction of tickets, in today's traffic, whose complaint is worded as it only has been lately."""
 _TYPO_FRACTION = 0.03  # of words
 _HELD_OUT_BUCKETS, _NUM_BUCKETS = 2, 10
@@ -97,7 +97,7 @@ def _compose(rng: random.Random, recent_fraction: float, annotator: Annotator) -
     words = " ".join(part for part in parts if part).split(" ")
     text = " ".join(_with_typo(rng, word) for word in words).format(**slots)
     labelled = first_settled if annotator == "hasty" and before else topic
-    reply = _reply(labelled, slots, urgent=urgent, named=named, numbered=numbered)
+    reply = _reply(labelled, name=slots["name"] if named else "there", item=slots["item"], urgent=urgent)
     return Ticket(text=text, label=labelled.label, reply=reply)
 
 
@@ -124,9 +124,7 @@ def _with_typo(rng: random.Random, word: str) -> str:
     return word[:at] + word[at + 1 :] if kind == "drop" else word[:at] + word[at] + word[at:]
 
 
-def _reply(topic: Topic, slots: dict[str, str], *, urgent: bool, named: bool, numbered: bool) -> str:
-    name = slots["name"] if named else "there"
-    order = f"order {slots['order']}" if numbered else "your order"
-    apology = topic.apology.format(item=slots["item"])
-    action = topic.action.format(order=order, when="today" if urgent else "within two days")
+def _reply(topic: Topic, *, name: str, item: str, urgent: bool) -> str:
+    apology = topic.apology.format(item=item)
+    action = topic.action.format(when="today" if urgent else "within two days")
     return f"label: {topic.label}\nreply: Hi {name}, {apology}. {action}."

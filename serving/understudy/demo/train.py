@@ -41,7 +41,7 @@ class Schedule:
     """How to train: one pass over the examples, learning rate warmed up and then decayed to zero (cosine)."""
 
     learning_rate: float
-    batch_size: int = 48
+    batch_size: int = 16
     warmup_fraction: float = 0.08
     weight_decay: float = 0.02
     max_gradient_norm: float = 1.0
@@ -123,7 +123,8 @@ def _set_gradients(
 @dataclass(frozen=True, slots=True)
 class Batch:
     """token_ids [batch, length], right-padded; answer_at [num_answer_tokens] indexes the flattened positions
-    whose next token is targets [num_answer_tokens]."""
+    whose next token is targets [num_answer_tokens].
+    """
 
     token_ids: Tensor
     answer_at: Tensor

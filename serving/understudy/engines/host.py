@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
 import signal
 import sys
 import threading
@@ -27,7 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+import numpy
 import psutil
+import torch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.core import EngineCoreProc
@@ -78,6 +81,7 @@ class Core(EngineCoreProc):
             log_stats=not plan.engine_args.get("disable_log_stats"),
         )
         self.process_input_queue_block = False
+        self.understudy_leave()
 
     @property
     def input_queue(self) -> WakingQueue:
@@ -91,6 +95,19 @@ class Core(EngineCoreProc):
     @contextmanager
     def _perform_handshakes(self, *_args: Any, **_kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
         yield EngineZmqAddresses(inputs=[self._plan.input_address], outputs=[self._plan.output_address])
+
+    def understudy_enter(self) -> None:
+        """Continue this core's own random streams. Unseeded sampling draws from the process's generators."""
+        torch.set_rng_state(self._random[0])
+        numpy.random.set_state(self._random[1])
+        random.setstate(self._random[2])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._random[3])
+
+    def understudy_leave(self) -> None:
+        """Keep them for the next time, so that no other core's draws move them (law 1)."""
+        device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self._random = (torch.get_rng_state(), numpy.random.get_state(), random.getstate(), device)
 
     def understudy_busy_s(self) -> float:
         """Utility call of the API process: seconds of steps so far."""
@@ -108,11 +125,12 @@ class Core(EngineCoreProc):
 
 
 class Driver:
-    """Steps the first core that has work: the champion whenever it has any, challengers in the gaps."""
+    """Steps the champion whenever it has work, and in the gaps the challengers in turn."""
 
     def __init__(self, cores: Sequence[Core], champion: Core | None, wake: threading.Event, events: Events) -> None:
-        self._cores = list(cores)
+        self._cores = list(cores)  # the champion first; a challenger that was stepped goes to the end
         self._champion = champion
+        self._current: Core | None = None
         self._wake = wake
         self._events = events
 
@@ -126,7 +144,18 @@ class Driver:
             if busy is None:
                 self._wake.wait()
             else:
+                self._enter(busy)
                 self._try(busy, busy.understudy_step)
+                if busy is not self._champion and busy in self._cores:
+                    self._cores.remove(busy)
+                    self._cores.append(busy)
+
+    def _enter(self, core: Core) -> None:
+        if core is not self._current:
+            if self._current is not None:
+                self._current.understudy_leave()
+            core.understudy_enter()
+            self._current = core
 
     def _try(self, core: Core, operation: Any) -> None:
         try:

@@ -47,11 +47,10 @@ class Engines:
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
-        for challenger in self.challengers:
-            await challenger.close()
+        await asyncio.gather(*(each.close() for each in self.challengers), return_exceptions=True)
         if self.champion is not None:
             self.champion.shutdown()
-        await asyncio.gather(*(process.close() for process in self.processes))
+        await asyncio.gather(*(process.close() for process in self.processes), return_exceptions=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -98,7 +97,7 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"))
 
 
-def engine_args(model: ModelSpec, *, champion: bool) -> dict[str, Any]:
+def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, Any]:
     """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are."""
     ours: dict[str, Any] = {"model": model.model, "enable_prefix_caching": True}
     if not gpu_present():
@@ -109,8 +108,14 @@ def engine_args(model: ModelSpec, *, champion: bool) -> dict[str, Any]:
         raise ConfigError(
             f"{model.name}.engine_args.kv_cache_memory_bytes: must be set on a GPU; what is free now is no plan"
         )
-    if not champion:
-        ours |= CHALLENGER_STEP | {"disable_log_stats": True}
+    if champion:
+        ours["served_model_name"] = [model.name]
+    else:
+        ours["disable_log_stats"] = True
+    if shared and not champion:
+        ours |= CHALLENGER_STEP
+        if gpu_present():  # vLLM asks for this share of the whole device to be free, although the KV size is given
+            ours["gpu_memory_utilization"] = 0.01
     if model.lora is not None:
         ours |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(model.lora)}
     return ours | dict(model.engine_args)
@@ -169,10 +174,11 @@ async def start(config: Config) -> Engines:
         EngineStartError: the champion did not come up.
     """
     models, absent = [config.champion], {}
-    args = [engine_args(config.champion, champion=True)]
+    shared = config.placement == "shared"
+    args = [engine_args(config.champion, champion=True, shared=shared)]
     for challenger in config.challengers:
         try:
-            args.append(engine_args(challenger, champion=False))
+            args.append(engine_args(challenger, champion=False, shared=shared))
             models.append(challenger)
         except ConfigError as fault:
             absent[challenger.name] = AbsentEngine(challenger.name, str(fault))

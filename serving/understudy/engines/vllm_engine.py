@@ -6,6 +6,7 @@ The only file, with host.py and fork.py, that knows vLLM's types.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -207,9 +209,9 @@ class VllmEngine:
 
     def _parameters(self, champion: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
         """The champion's parameters in full; only how the result is delivered differs."""
-        mine = champion.clone()
+        mine = own_copy(champion)
         mine.output_kind = RequestOutputKind.FINAL_ONLY
-        mine.prompt_logprobs = None
+        mine.prompt_logprobs = mine.prompt_logprob_token_ids = mine.prompt_logprob_start = None
         room = self._max_model_len - num_prompt_tokens
         mine.max_tokens = room if mine.max_tokens is None else min(mine.max_tokens, room)
         return mine
@@ -226,6 +228,21 @@ class VllmEngine:
         return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
 
 
+def own_copy(champion: SamplingParams) -> SamplingParams:
+    """A copy that shares nothing with the champion's request, and holds nothing that its engine put there.
+
+    vLLM's server marks parameters ``skip_clone``, and clone() is then shallow: the set of stop ids, to which each
+    engine adds its own model's, and the chosen structured-output backend would be one object for all models.
+    """
+    mine = copy.deepcopy(champion)
+    mine.skip_clone = False
+    mine._all_stop_token_ids = set(mine.stop_token_ids or ())
+    if mine.structured_outputs is not None:
+        mine.structured_outputs._backend = None
+        mine.structured_outputs._backend_was_auto = False
+    return mine
+
+
 @asynccontextmanager
 async def translated(name: str) -> AsyncIterator[None]:
     """vLLM's errors become ours at this seam."""
@@ -235,7 +252,7 @@ async def translated(name: str) -> AsyncIterator[None]:
         raise EngineDead(f"{name}: the engine is gone") from fault
     except EngineGenerateError as fault:
         raise EngineError(f"{name}: {fault.__cause__ or fault}") from fault
-    except ValueError as fault:
+    except (ValueError, VLLMClientError) as fault:
         raise Unsupported("rejected", f"{name} does not accept this request: {fault}") from fault
 
 

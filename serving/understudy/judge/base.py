@@ -15,6 +15,10 @@ from typing import ClassVar, Protocol
 from understudy.types import Ending, Exchange, Outcome, State
 
 MAX_KEPT_CHARACTERS = 200
+NOT_EXCHANGES = frozenset(
+    {"beam_search", "label_read", "multimodal", "other_model", "prompt_embeds", "streaming_input"}
+)
+"""Reasons for which a request is shed before any challenger is asked (fork.py)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,6 +78,16 @@ class Metric(Protocol):
 
     def read(self, kept: object, label: str | None) -> Reading | None:
         """The reading, or None while there is none. ``label`` went through ``normal``."""
+
+
+def is_exchange(exchange: Exchange, ending: Ending) -> bool:
+    """Whether the challenger had anything to answer.
+
+    Not what the user cancelled or the champion failed, and not requests that are no exchange of this champion's.
+    """
+    if ending.state is State.CANCELLED or exchange.champion.outcome is not Outcome.FINISHED:
+        return False
+    return not (ending.state is State.SHED and ending.reason in NOT_EXCHANGES)
 
 
 def is_missing(ending: Ending) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from understudy.judge.base import normal
+from understudy.judge.base import is_exchange, normal
 from understudy.judge.decide import decided
 from understudy.judge.gates import Decision, Gate, GateVerdict
 from understudy.judge.units import Entry, Units
@@ -94,7 +94,7 @@ class Judge:
         exchange_id = exchange.exchange_id
         if exchange_id in units:
             return
-        counts = ending.state is not State.CANCELLED
+        counts = is_exchange(exchange, ending)
         kept = tuple(metric.keep(exchange, ending) if counts else None for metric in self._metrics)
         if exchange_id in self._pending_labels:
             self._labels[exchange_id] = self._pending_labels.pop(exchange_id)
