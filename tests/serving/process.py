@@ -48,8 +48,14 @@ class Running:
         return httpx.post(f"{self.url}/shadow/{route}", json=body, timeout=60).raise_for_status().json()
 
     def stop(self, number: int) -> int:
-        """Send the signal and wait for the end. Returns the exit code."""
-        self.process.send_signal(number)
+        """Send the signal and wait for the end. Returns the exit code.
+
+        SIGINT goes to the whole process group, as a terminal's Ctrl-C does.
+        """
+        if number == signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
         return self.process.wait(90)
 
 
@@ -94,7 +100,7 @@ def marked_processes(mark: str) -> list[str]:
 def spawn(command: list[str], log: Path, mark: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {MARK: mark, "VLLM_LOGGING_LEVEL": "WARNING"}
     with log.open("wb") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
 @contextlib.contextmanager

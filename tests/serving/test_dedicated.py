@@ -55,6 +55,19 @@ def ask(server: Running) -> Any:
         return client.chat.completions.create(model="champ", messages=messages, max_tokens=12, temperature=0)
 
 
+def fails_or(call: Any) -> Any:
+    """What the call gives; None where it fails."""
+    try:
+        return call()
+    except (openai.OpenAIError, httpx.HTTPError):
+        return None
+
+
+def sum_of_endings(counts: dict[str, Any]) -> int:
+    plain = counts["compared"] + counts["expired"] + counts["cancelled"]
+    return int(plain + sum(counts["shed"].values()) + sum(counts["failed"].values()))
+
+
 def engine_pids(server: Running) -> list[int]:
     """Champion first: it was started first."""
     found = []
@@ -108,6 +121,14 @@ def test_sigterm_ends_everything_and_the_next_start_goes_on_counting(
         assert status_of(again)["counts"] == before
         ask(again)
         assert settled(again)["counts"]["compared"] == before["compared"] + 1
+        # The engine process of the shared placement takes the champion with it; Ray Serve replaces the replica, and
+        # nothing that was sampled is lost.
+        os.kill(engine_pids(again)[0], signal.SIGKILL)
+        wait_for(lambda: fails_or(lambda: ask(again)) is None, 30)
+        wait_for(lambda: fails_or(lambda: ask(again)), 120)
+        replaced = settled(again)["counts"]
+        assert replaced["compared"] >= before["compared"] + 2
+        assert replaced["sampled"] == sum_of_endings(replaced)
         # A server that is killed outright leaves nothing behind either.
         again.process.kill()
         wait_for(lambda: not [p for p in marked_processes(again.mark) if "engines.host" in p], 60)

@@ -1,0 +1,340 @@
+"""Our side of vLLM's types: the driver, the fork's witness, the challenger's own parameters. No engine is started."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from tests.builders import in_loop
+
+from understudy.api.context import RequestContext, current
+from understudy.types import Outcome, RequestFacts
+
+pytestmark = pytest.mark.slow  # importing vllm takes seconds
+
+
+# The driver
+
+
+class StubCore:
+    """A core with so many steps to do, each of which draws a random number."""
+
+    def __init__(self, name: str, steps: int, log: list[str], fault: Exception | None = None) -> None:
+        import torch
+
+        from understudy.engines.host import CorePlan
+
+        torch.manual_seed(7)
+        self._plan = CorePlan(name, {}, "", "")
+        self.steps, self.log, self.fault = steps, log, fault
+        self.drawn: list[float] = []
+        self.dead = False
+        self.output_thread = threading.Thread()
+        self.output_thread.start()
+        self.understudy_leave()
+
+    def understudy_enter(self) -> None:
+        from understudy.engines.host import Core
+
+        Core.understudy_enter(self)  # type: ignore[arg-type]
+
+    def understudy_leave(self) -> None:
+        from understudy.engines.host import Core
+
+        Core.understudy_leave(self)  # type: ignore[arg-type]
+
+    def _process_input_queue(self) -> None: ...
+
+    def has_work(self) -> bool:
+        return self.steps > 0
+
+    def understudy_step(self) -> None:
+        import torch
+
+        self.steps -= 1
+        self.log.append(self._plan.name)
+        self.drawn.append(torch.rand(1).item())
+        if self.fault is not None:
+            raise self.fault
+
+    def understudy_say_dead(self) -> None:
+        self.dead = True
+
+
+class NoMoreWork(BaseException):
+    """Ends the driver where it would wait."""
+
+
+class Wake(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        raise NoMoreWork
+
+
+def drive(*cores: Any) -> list[dict[str, Any]]:
+    """Run until there is no work; the events that were sent."""
+    from understudy.engines.host import Driver, Events
+
+    stream = io.StringIO()
+    with pytest.raises(NoMoreWork):
+        Driver(cores, cores[0], Wake(), Events(stream)).run()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_the_champion_is_stepped_whenever_it_has_work_and_challengers_in_turn() -> None:
+    log: list[str] = []
+    drive(StubCore("champion", 3, log), StubCore("a", 2, log), StubCore("b", 2, log))
+    assert log == ["champion"] * 3 + ["a", "b", "a", "b"]
+
+
+def test_a_challenger_that_raises_is_left_out_and_the_others_go_on() -> None:
+    log: list[str] = []
+    champion, bad, good = StubCore("champion", 1, log), StubCore("bad", 9, log, OSError("no")), StubCore("good", 2, log)
+    events = drive(champion, bad, good)
+    assert log == ["champion", "bad", "good", "good"]
+    assert events == [{"event": "dead", "core": "bad", "error": "OSError: no"}]
+    assert (bad.dead, champion.dead, good.dead) == (True, False, False)
+
+
+def test_a_champion_that_raises_ends_the_process() -> None:
+    from understudy.engines.host import Driver, Events
+
+    champion = StubCore("champion", 1, [], OSError("no"))
+    with pytest.raises(OSError, match="no"):
+        Driver([champion], champion, Wake(), Events(io.StringIO())).run()  # type: ignore[list-item, arg-type]
+    assert champion.dead
+
+
+def test_unseeded_sampling_of_the_champion_is_not_moved_by_challengers() -> None:
+    """Law 1: the very same random numbers, with a challenger stepped in between and without."""
+    alone = StubCore("champion", 2, [])
+    drive(alone)
+    log: list[str] = []
+    champion, challenger = StubCore("champion", 1, log), StubCore("challenger", 5, log)
+    drive(champion, challenger)
+    champion.steps = 1
+    drive(champion)
+    assert log == ["champion"] + ["challenger"] * 5 + ["champion"]
+    assert champion.drawn == alone.drawn
+
+
+# The challenger's parameters
+
+
+def test_the_challengers_parameters_share_nothing_with_the_champions() -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from understudy.engines.vllm_engine import own_copy
+
+    champion = SamplingParams(
+        temperature=0.3, stop_token_ids=[5], seed=9, structured_outputs=StructuredOutputsParams(regex="a+")
+    )
+    champion.skip_clone = True  # as vLLM's server marks them
+    champion._all_stop_token_ids.add(128_001)  # as the champion's engine does with its own end token
+    assert champion.structured_outputs is not None
+    champion.structured_outputs._backend = "xgrammar"
+    mine = own_copy(champion)
+    assert mine._all_stop_token_ids == {5}
+    assert mine.structured_outputs is not None
+    assert mine.structured_outputs._backend is None
+    assert (mine.seed, mine.temperature, mine.structured_outputs.regex) == (9, 0.3, "a+")
+    mine.clone()._all_stop_token_ids.add(7)
+    assert champion._all_stop_token_ids == {5, 128_001}
+    assert champion.structured_outputs._backend == "xgrammar"
+
+
+@in_loop
+async def test_what_a_challenger_rejects_is_unsupported_and_no_fault() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    from understudy.engines.vllm_engine import translated
+    from understudy.errors import Unsupported
+
+    with pytest.raises(Unsupported) as caught:
+        async with translated("rival"):
+            raise VLLMValidationError("too many logprobs")
+    assert caught.value.reason == "rejected"
+
+
+# The fork
+
+
+@pytest.mark.parametrize(
+    ("asked", "endpoint", "seen"),
+    [
+        ("chatcmpl-abc", "/v1/chat/completions", "chatcmpl-abc"),
+        ("chatcmpl-user_42", "/v1/chat/completions", "chatcmpl-user_42"),
+        ("chatcmpl-abc_1", "/v1/chat/completions/batch", "chatcmpl-abc"),
+        ("cmpl-087249b6-1366-0", "/v1/completions", "cmpl-087249b6-1366"),
+        ("resp_98490a_0", "/v1/responses", "resp_98490a"),
+        ("generative-scoring-x-3", "/generative_scoring", "generative-scoring-x"),
+    ],
+)
+def test_the_response_id_is_what_the_client_sees(asked: str, endpoint: str, seen: str) -> None:
+    from understudy.fork import response_id
+
+    assert response_id(asked, endpoint) == seen
+
+
+class Champion:
+    """Yields what it is given."""
+
+    def __init__(self, *outputs: Any, fault: Exception | None = None) -> None:
+        self.outputs, self.fault = outputs, fault
+        self.closed = False
+
+    async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[Any, None]:
+        try:
+            for output in self.outputs:
+                yield output
+            if self.fault is not None:
+                raise self.fault
+        finally:
+            self.closed = True
+
+
+def output(*completions: Any, finished: bool = False) -> Any:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+    made = [CompletionOutput(index, text, ids, None, None, finish_reason=why) for index, text, ids, why in completions]
+    return RequestOutput("r", "a prompt", [1, 2, 3], None, made, finished)
+
+
+async def through(champion: Champion, params: Any, prompt: Any = None, leave_after: int = 99, **more: Any) -> Any:
+    """What the fork yields and offers."""
+    from understudy.fork import Fork
+
+    current.set(None)
+    offered: list[Any] = []
+    fork = Fork(champion, "champion", offered.append)
+    seen = []
+    stream = fork.generate(prompt or {"type": "token"}, params, "chatcmpl-r", **more)
+    async for each in stream:
+        seen.append(each)
+        if len(seen) == leave_after:
+            break
+    await stream.aclose()
+    return seen, offered
+
+
+@in_loop
+async def test_deltas_of_several_answers_are_joined_and_passed_through_untouched() -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    outputs = [
+        output((0, "a", [10], None), (1, "x", [20, 21], None)),
+        output((0, "b", [11], "stop")),
+        output((1, "y", [22], "length"), finished=True),
+    ]
+    seen, offered = await through(Champion(*outputs), SamplingParams(n=2, output_kind=RequestOutputKind.DELTA))
+    assert all(mine is theirs for mine, theirs in zip(seen, outputs, strict=True))
+    exchange = offered[0].complete()
+    assert [answer.token_ids for answer in exchange.champion.answers] == [(10, 11), (20, 21, 22)]
+    assert [answer.text for answer in exchange.champion.answers] == ["ab", "xy"]
+    assert [answer.finish_reason for answer in exchange.champion.answers] == ["stop", "length"]
+    assert exchange.champion.outcome is Outcome.FINISHED
+    assert exchange.champion.prompt_token_ids == (1, 2, 3)
+
+
+@in_loop
+async def test_of_cumulative_outputs_the_last_one_counts() -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    outputs = [output((0, "a", [10], None)), output((0, "ab", [10, 11], "stop"), finished=True)]
+    _, offered = await through(Champion(*outputs), SamplingParams(output_kind=RequestOutputKind.CUMULATIVE))
+    assert offered[0].complete().champion.answers[0].token_ids == (10, 11)
+
+
+@in_loop
+async def test_one_of_two_answers_finished_is_cancelled_when_the_client_leaves() -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    champion = Champion(output((0, "a", [10], "stop")), output((1, "b", [11], "stop"), finished=True))
+    _, offered = await through(champion, SamplingParams(n=2, output_kind=RequestOutputKind.DELTA), leave_after=1)
+    assert champion.closed
+    assert offered[0].complete().champion.outcome is Outcome.CANCELLED
+
+
+@in_loop
+async def test_the_champions_error_is_the_users_and_the_exchange_failed() -> None:
+    from vllm import SamplingParams
+
+    fault = RuntimeError("out of blocks")
+    with pytest.raises(RuntimeError) as caught:
+        await through(Champion(fault=fault), SamplingParams())
+    assert caught.value is fault
+
+
+async def stream_of_inputs() -> AsyncGenerator[Any, None]:
+    yield None
+
+
+@pytest.mark.parametrize("case", ["embeds", "multimodal", "stream", "label", "lora", "beam"])
+@in_loop
+async def test_what_is_no_exchange_of_token_ids_is_answered_and_offered_with_its_reason(case: str) -> None:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from understudy.fork import Fork
+
+    label = SamplingParams(max_tokens=1)
+    label.logprob_token_ids = [3, 4]
+    prompt, params, request_id, more, reason = {
+        "embeds": ({"type": "embeds"}, SamplingParams(), "r", {}, "prompt_embeds"),
+        "multimodal": ({"type": "multimodal"}, SamplingParams(), "r", {}, "multimodal"),
+        "stream": (stream_of_inputs(), SamplingParams(), "r", {}, "streaming_input"),
+        "label": ({"type": "token"}, label, "generative-scoring-x-0", {}, "label_read"),
+        "lora": ({"type": "token"}, SamplingParams(), "r", {"lora_request": LoRARequest("x", 1, "/x")}, "other_model"),
+        "beam": ({"type": "token"}, SamplingParams(), "cmpl-x-0123456789abcdef-beam-0", {}, "beam_search"),
+    }[case]
+    offered: list[Any] = []
+    context = RequestContext(RequestFacts(endpoint="/v1/completions"))
+    current.set(context)
+    fork = Fork(Champion(output((0, "a", [10], "stop"), finished=True)), "champion", offered.append)
+    for _ in range(3):  # many calls of one HTTP request are one exchange
+        assert [each async for each in fork.generate(prompt, params, request_id, **more)]
+    assert [witness.unsupported for witness in context.answered] == [reason]
+    if case == "stream":
+        await prompt.aclose()  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+
+
+def test_a_client_cannot_pass_for_beam_search() -> None:
+    from vllm import SamplingParams
+
+    from understudy.fork import Fork
+
+    fork = Fork(Champion(), "champion", lambda _: None)
+    assert fork._unsupported({"type": "token"}, SamplingParams(), "chatcmpl-my-beam-1", None) is None
+
+
+def test_every_method_of_vllms_engine_client_reaches_the_champion() -> None:
+    from vllm.engine.protocol import EngineClient
+
+    from understudy.fork import Fork
+
+    champion: Any = type("Everything", (), {"__getattr__": lambda _, name: f"champion's {name}"})()
+    fork = Fork(champion, "champion", lambda _: None)
+    names = [name for name in dir(EngineClient) if not name.startswith("_") and name != "generate"]
+    assert len(names) > 20
+    for name in [*names, "vllm_config", "renderer", "log_stats"]:
+        assert getattr(fork, name) == f"champion's {name}"
+
+
+def test_an_engine_option_under_server_is_refused() -> None:
+    from understudy.config import parse
+    from understudy.errors import ConfigError
+    from understudy.openai_app import arguments
+
+    with pytest.raises(ConfigError, match=r"server.max_model_len: is an option of the engine"):
+        arguments(parse({"champion": {"model": "m"}, "server": {"max_model_len": 8}}))
+    with pytest.raises(ConfigError, match=r"server.tool_call_parsr.*did you mean 'tool_call_parser'"):
+        arguments(parse({"champion": {"model": "m"}, "server": {"tool_call_parsr": "hermes"}}))
