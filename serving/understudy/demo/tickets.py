@@ -34,7 +34,7 @@ _HELD_OUT_BUCKETS, _NUM_BUCKETS = 2, 10
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One ticket: the customer's text, its label, and the answer ("label: X\\nreply: ...") to be learnt."""
+    """One ticket: the customer's text, its label, and the answer to be learnt, label line first."""
 
     text: str
     label: str

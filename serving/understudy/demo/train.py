@@ -123,8 +123,9 @@ def _set_gradients(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """token_ids [batch, length], right-padded; answer_at [num_answer_tokens] indexes the flattened positions
-    whose next token is targets [num_answer_tokens].
+    """Right-padded token_ids [batch, length].
+
+    answer_at [num_answer_tokens] indexes the flattened positions whose next token is targets [num_answer_tokens].
     """
 
     token_ids: Tensor
