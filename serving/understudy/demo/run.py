@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from understudy.demo.models import DemoModels, build
-from understudy.demo.tickets import LABEL_PATTERN, Ticket, held_out_tickets
-from understudy.demo.train import chat_messages
+from understudy.demo.tickets import LABEL_PATTERN, Ticket, chat_messages, held_out_tickets
 from understudy.launch import free_port, running
 from understudy.report.fetch import fetch
 from understudy.report.table import print_report

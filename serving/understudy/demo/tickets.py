@@ -41,6 +41,11 @@ class Ticket:
     reply: str
 
 
+def chat_messages(ticket: Ticket) -> list[dict[str, str]]:
+    """Return the conversation a client sends for this ticket."""
+    return [{"role": "user", "content": ticket.text}]
+
+
 def train_tickets(
     num_tickets: int,
     *,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from understudy.demo.tickets import Ticket
+from understudy.demo.tickets import Ticket, chat_messages
 
 Progress = Callable[[str], None]
 
@@ -54,11 +54,6 @@ class Schedule:
         rising = (step + 1) / max(1.0, self.rise_fraction * num_steps)
         falling = (num_steps - step) / max(1.0, self.fall_fraction * num_steps)
         return self.learning_rate * min(1.0, rising, falling)
-
-
-def chat_messages(ticket: Ticket) -> list[dict[str, str]]:
-    """Return the conversation a client sends for this ticket."""
-    return [{"role": "user", "content": ticket.text}]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, tickets: Sequence[Ticket]) -> list[Example]:
