@@ -2,7 +2,7 @@
 
 A ticket is a customer's message that brings up one to three topics, of which exactly one still matters: its
 label. The rest is greetings, fillers, settled matters and typos. The reply names the label on its first line,
-then the customer, the item and the order, so that it can be checked and still differs from ticket to ticket.
+then the customer and the item, so that it can be checked and still differs from ticket to ticket.
 
 What it is not: real data. Nothing here says how well a model does on real support mail.
 """
