@@ -36,7 +36,7 @@ def serve(config: str, port: int, host: str) -> None:
 
 @cli.command()
 @click.option("--models", type=click.Path(file_okay=False), default=None, help="Where the demo models are kept.")
-@click.option("--tickets", default=300, show_default=True, help="How many held-out tickets to send.")
+@click.option("--tickets", default=240, show_default=True, help="How many held-out tickets to send.")
 @click.option("--port", default=0, help="TCP port; 0 takes a free one.")
 @click.option("--out", type=click.Path(file_okay=False), default="understudy-data/demo", show_default=True)
 def demo(models: str | None, tickets: int, port: int, out: str) -> None:
