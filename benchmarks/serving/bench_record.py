@@ -63,7 +63,7 @@ def main() -> None:
         events = make_events(options)
         results: dict[str, Any] = {
             "benchmark": "record",
-            "regime": vars(options) | {"out": str(options.out), "folder": str(folder)},
+            "regime": {key: value for key, value in vars(options).items() if key not in ("out", "folder")},
             "machine": machine(folder),
             "throughput": measure_throughput(folder, events, options.repeats),
             "append_us": measure_append(folder / "append", events),
