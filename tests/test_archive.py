@@ -11,6 +11,7 @@ from tests.builders import exchange, in_loop
 
 from understudy.archive import Archive
 from understudy.judge.gates import Gate
+from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
 from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
 
@@ -112,3 +113,34 @@ async def test_one_unreadable_exchange_does_not_lose_the_others(
     assert guard.swallowed["replay"] == 1
     assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 29
     await again.close()
+
+
+@in_loop
+async def test_a_label_that_comes_before_the_exchange_is_taken_in_counts(tmp_path: Path) -> None:
+    archive = await opened(tmp_path)
+    archive.take_up()
+    assert not await archive.feedback("request-x1", "billing")
+    archive.accepted(asked(1), ["rival"], {"rival": 1})
+    archive.ended(asked(1), "rival", compared("label: billing"))
+    assert archive.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
+    await archive.close()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ending"),
+    [
+        (Outcome.FAILED, Ending(State.FAILED, "champion_failed")),
+        (Outcome.FINISHED, Ending(State.SHED, "other_model")),
+        (Outcome.FINISHED, Ending(State.SHED, "beam_search")),
+        (Outcome.CANCELLED, Ending(State.CANCELLED)),
+    ],
+)
+def test_what_is_no_exchange_of_the_champions_does_not_count_against_a_challenger(
+    outcome: Outcome, ending: Ending
+) -> None:
+    judge = Judge([Gate("missing", 0.05, min_units=20)])
+    for number in range(120):
+        judge.ended(exchange(f"x{number}", outcome=outcome), "rival", ending)
+    assert judge.verdict("rival").gates[0].units == 0
+    judge.ended(exchange("shed"), "rival", Ending(State.SHED, "queue_full"))
+    assert judge.verdict("rival").gates[0].units == 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import httpx
 import yaml
 
 from benchmarks.common import finish, machine, parser, percentiles, ratio
+from understudy.launch import free_port
 
 GOAL, STRETCH = 1.3, 1.0
 KV_BYTES = 256 * 2**20
@@ -134,14 +134,6 @@ def vllm_command(champion: str, port: int) -> list[str]:
         *("--model", champion, "--served-model-name", "champ", "--port", str(port)),
         *("--max-model-len", str(MAX_LEN), "--kv-cache-memory-bytes", str(KV_BYTES)),
     ]
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
 
 
 if __name__ == "__main__":

@@ -47,9 +47,5 @@ class Unsupported(EngineError):
         self.reason = reason
 
 
-class DeadlineExceeded(UnderstudyError):
-    """The shadow work did not end in time."""
-
-
 class RecordError(UnderstudyError):
     """The record cannot be read."""

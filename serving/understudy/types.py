@@ -44,7 +44,6 @@ class State(StrEnum):
 class Phase(StrEnum):
     """What the shadow as a whole is doing."""
 
-    STARTING = "starting"
     SHADOWING = "shadowing"
     PAUSED = "paused"
     OFF = "off"
