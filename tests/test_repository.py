@@ -39,7 +39,7 @@ HOMES = {
     "ray": ("app.py", "deployment.py"),
     "torch": ("demo/", "engines/"),
 }
-LAZY_HOMES = {"ray": ("cli.py", "launch.py")}
+LAZY_HOMES = {"ray": ("commands/", "launch.py")}
 JOURNEY_KNOWS_NOTHING_OF = ("fastapi", "ray", "torch", "vllm")
 
 MAX_HELP_CPU_S = 1.0

@@ -1,0 +1,13 @@
+"""The subcommands: one file each, one line in the table.
+
+``NAME`` is the name on the command line (dashes become underscores in the file), and the module holds a click command
+called ``command``. Heavy imports happen inside the commands, so that ``understudy --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "demo": "understudy.commands.demo",
+    "report": "understudy.commands.report",
+    "serve": "understudy.commands.serve",
+}
