@@ -5,6 +5,7 @@ schema.py   what an event is                             codec.py    to JSON and
 writer.py   the thread between append() and the disk     backlog.py  what waits in it
 log.py      segment files, appended in groups            lines.py, lock.py  a line; one writer for a folder
 index.py    where the newest exchanges are               reading.py  RecordReader: find one, iterate over all
+scanning.py scan(): all replicas under one URL, merged
 recover.py  what the time before has left
 """
 
@@ -13,6 +14,7 @@ from understudy.record.keeper import RecordKeeper
 from understudy.record.log import Disk
 from understudy.record.reading import Damage, RecordReader
 from understudy.record.recover import Counts, Recovery, Unfinished
+from understudy.record.scanning import scan
 from understudy.record.schema import Accepted, Control, Ended, Event, Feedback
 from understudy.record.writer import World, WriterLimits
 
@@ -34,4 +36,5 @@ __all__ = [
     "decode",
     "encode",
     "from_json",
+    "scan",
 ]

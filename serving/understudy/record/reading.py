@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _OF_THE_LOG: Final = ("crc", "v", "kind", "challengers", "offered")
 MAX_FOUND: Final = 100
+Given = Mapping[str, Sequence[tuple[float, int, dict[str, Any]]]]  # by id: when, a number of its own, a view
 
 
 class Damage:
@@ -89,20 +90,21 @@ class RecordReader:
                 return [self._view(places) for places in found]
         return [self._view(places) for places in self._scan_for(id)]
 
-    def iterate(self) -> Iterator[dict[str, Any]]:
+    def iterate(self, given: Given | None = None) -> Iterator[dict[str, Any]]:
         """Every exchange once its last challenger has ended; at the end those that are still pending.
 
-        Two passes: the first finds where the feedback is, which may be anywhere behind the exchange; the
-        second holds open only exchanges that have not ended, and of them only where they are. Memory: a few
-        hundred bytes for each feedback and each open exchange (as many as the lane holds), and one exchange
-        in full.
+        Two passes: the first finds the feedback, which may be anywhere behind the exchange; the second holds
+        open only exchanges that have not ended, and of them only where they are. Memory: every feedback, a
+        few hundred bytes for each open exchange (as many as the lane holds), and one exchange in full.
 
         An exchange with a damaged record is left out, and counted in ``damage``.
+
+        Args:
+            given: feedback by id, where the first pass was made already, perhaps over other folders too.
         """
+        if given is None:
+            given = given_feedback([self])
         index = Index(max_exchanges=1 << 62)
-        for place, head in heads(self._folder, self.damage.report):
-            if head.kind == "feedback":
-                index.add(head, place)
         open_challengers: dict[str, set[str]] = {}
         for place, head in heads(self._folder, self.damage.report):
             match head.kind:
@@ -116,9 +118,18 @@ class RecordReader:
                     continue
             if not open_challengers[head.exchange_id]:
                 del open_challengers[head.exchange_id]
-                yield from self._view_or_damage(index.pop(head.exchange_id))
+                yield from self._view_or_damage(index.pop(head.exchange_id), given)
         for exchange_id in index.exchange_ids():
-            yield from self._view_or_damage(index.pop(exchange_id))
+            yield from self._view_or_damage(index.pop(exchange_id), given)
+
+    def feedback(self) -> Iterator[dict[str, Any]]:
+        """Every feedback, oldest first; a damaged one is left out, and counted in ``damage``."""
+        for place, head in heads(self._folder, self.damage.report):
+            if head.kind == "feedback":
+                try:
+                    yield self._decoded(place)
+                except RecordError as error:
+                    self.damage.report(error)
 
     def _scan_for(self, id: str) -> list[Places]:
         found = Index(MAX_FOUND)
@@ -128,11 +139,15 @@ class RecordReader:
                 found.add(head, place)
         return found.find(id, MAX_FOUND)
 
-    def _view_or_damage(self, places: Places) -> Iterator[dict[str, Any]]:
+    def _view_or_damage(self, places: Places, given: Given) -> Iterator[dict[str, Any]]:
         try:
-            yield self._view(places)
+            view = self._view(places)
         except RecordError as error:
             self.damage.report(error)
+        else:
+            ids = {view["exchange_id"], view.get("request_id"), view.get("client_request_id")}
+            found = sorted(one for id in ids if id for one in given.get(id, ()))
+            yield view | {"feedback": [one for _, _, one in found]}
 
     def _view(self, places: Places) -> dict[str, Any]:
         accepted = self._decoded(places.accepted)
@@ -141,7 +156,7 @@ class RecordReader:
         for ended in map(self._decoded, reversed(places.ended)):  # were there two, the first one counts
             view["challengers"][ended["challenger"]] = _challenger_view(ended)
         given = map(self._decoded, places.feedback)
-        view["feedback"] = [{"label": one["label"], "at_unix_s": one["at_unix_s"]} for one in given]
+        view["feedback"] = list(map(_feedback_view, given))
         return view
 
     def _decoded(self, place: Place) -> dict[str, Any]:
@@ -150,6 +165,18 @@ class RecordReader:
             return decode(line)
         except RecordError as error:
             raise damage(self._folder, place, error) from error
+
+
+def given_feedback(readers: Iterable[RecordReader]) -> Given:
+    """The feedback of all these folders, by the id it was given for."""
+    given: dict[str, list[tuple[float, int, dict[str, Any]]]] = {}
+    for number, one in enumerate(one for reader in readers for one in reader.feedback()):
+        given.setdefault(one["id"], []).append((float(one["at_unix_s"]), number, _feedback_view(one)))
+    return given
+
+
+def _feedback_view(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {"label": one["label"], "at_unix_s": one["at_unix_s"]}
 
 
 def _challenger_view(ended: Mapping[str, Any]) -> dict[str, Any]:
