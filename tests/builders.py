@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from understudy.compare.base import Pair
+from understudy.compare.options import CompareSpec
 from understudy.config import Limits, ShadowSpec
 from understudy.engines.base import Engine, Health, ShadowRequest
 from understudy.engines.fake import FakeEngine
@@ -91,6 +94,15 @@ def exchange(
         prompt_text=prompt_text,
         champion=observation(*(answers or (answer(7, 8),)), **champion),
     )
+
+
+def met(
+    champion: Observation, challenger: Observation, *, body: Mapping[str, Any] | None = None, **options: Any
+) -> Pair:
+    """What a comparator gets: both observations of one exchange, its request's body, and the ``compare`` options."""
+    facts = RequestFacts(endpoint="/v1/chat/completions", body=None if body is None else json.dumps(body).encode())
+    whole = replace(exchange(facts=facts), champion=champion)
+    return Pair(whole, challenger, CompareSpec(**options))
 
 
 @dataclass

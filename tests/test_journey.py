@@ -15,6 +15,7 @@ import pytest
 from tests.builders import WatchedEngine, answer, exchange, in_loop, turns, word
 
 from understudy import journey
+from understudy.compare import Comparators
 from understudy.engines.fake import FakeEngine
 from understudy.types import Outcome
 
@@ -242,7 +243,7 @@ async def test_hand_over_comes_exactly_once_and_last(leave: str) -> None:
 @in_loop
 async def test_shadow_does_what_it_is_asked_cheapest_first(score: bool, generate: bool, calls: list[str]) -> None:
     engine = WatchedEngine("b")
-    ending = await journey.shadow(exchange(), engine, score=score, generate=generate)
+    ending = await journey.shadow(exchange(), engine, score=score, generate=generate, compare=Comparators())
     assert engine.calls == calls
     assert word(ending) == "compared"
     assert ending.challenger is not None
@@ -260,7 +261,7 @@ async def test_shadow_gives_the_challenger_the_champions_prompt_ids() -> None:
         return champion
 
     given = exchange("x", answer(4, 5), answer(6), prompt_token_ids=(9, 8, 7))
-    ending = await journey.shadow(given, FakeEngine(answers=remember), score=True, generate=True)
+    ending = await journey.shadow(given, FakeEngine(answers=remember), score=True, generate=True, compare=Comparators())
     assert seen == [((9, 8, 7), ((4, 5), (6,)))]
     assert ending.challenger is not None
     assert [len(score.ranks) for score in ending.challenger.scores] == [2, 1]
@@ -273,7 +274,9 @@ async def test_shadow_gives_the_challenger_the_champions_prompt_ids() -> None:
 async def test_shadow_raises_what_the_engine_raises(where: str) -> None:
     fault = RuntimeError("x")
     with pytest.raises(RuntimeError) as raised:
-        await journey.shadow(exchange(), WatchedEngine(faults={where: fault}), score=True, generate=True)
+        await journey.shadow(
+            exchange(), WatchedEngine(faults={where: fault}), score=True, generate=True, compare=Comparators()
+        )
     assert raised.value is fault
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from understudy.compare.options import CompareSpec
 from understudy.errors import ConfigError
 from understudy.judge.gates import Gate
 
@@ -103,6 +104,7 @@ class Config:
     placement: Literal["shared", "dedicated"] = "shared"
     server: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     shadow: ShadowSpec = ShadowSpec()
+    compare: CompareSpec = field(default_factory=CompareSpec)
     record: RecordSpec = RecordSpec()
     gates: tuple[Gate, ...] = ()
     auth: Auth = Auth()

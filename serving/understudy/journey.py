@@ -21,7 +21,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from understudy.compare import compare
+from understudy.compare import Compare
 from understudy.engines.base import Engine
 from understudy.types import Ending, Exchange, Outcome, State
 
@@ -74,7 +74,7 @@ async def answer(
         hand_over(witness)  # 4
 
 
-async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generate: bool) -> Ending:
+async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generate: bool, compare: Compare) -> Ending:
     """Steps 7 and 8: the challenger meets the request. Called by the lane when its turn has come (6).
 
     Returns:
@@ -84,5 +84,5 @@ async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generat
     scores = await challenger.score(request) if score else ()  # 7, the cheap half
     observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)
-    comparison = compare(exchange.champion, observation)  # 8
+    comparison = await asyncio.to_thread(compare, exchange, observation)  # 8, long texts must not hold up the loop
     return Ending(State.COMPARED, challenger=observation, comparison=comparison)

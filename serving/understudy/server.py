@@ -11,6 +11,7 @@ from understudy import __version__
 from understudy.api import routes
 from understudy.api.middleware import App, Front
 from understudy.archive import Archive
+from understudy.compare import Comparators
 from understudy.config import Config, ModelSpec, parse
 from understudy.engines import placements
 from understudy.engines.placements import Engines
@@ -26,7 +27,7 @@ class Server:
 
     app: App
 
-    def __init__(self, config: Config, engines: Engines, archive: Archive, guard: Guard) -> None:
+    def __init__(self, config: Config, engines: Engines, archive: Archive, guard: Guard, compare: Comparators) -> None:
         self._config = config
         self._engines = engines
         self._archive = archive
@@ -36,6 +37,7 @@ class Server:
             archive,
             champion_load=engines.champion.get_num_unfinished_requests,
             guard=guard,
+            compare=compare,
         )
 
     @staticmethod
@@ -46,6 +48,7 @@ class Server:
             ConfigError, EngineStartError: the champion cannot be served; everything was ended again.
         """
         config, guard = parse(raw_config), Guard()
+        compare = Comparators(config.compare, guard)
         engines = await placements.start(config)
         archive = None
         try:
@@ -54,7 +57,7 @@ class Server:
             archive = await Archive.open(
                 config.record.folder / f"replica-{replica}", describe_parameters, config.gates, guard
             )
-            self = Server(config, engines, archive, guard)
+            self = Server(config, engines, archive, guard, compare)
             self._lane.restore(archive.take_up())
             self.app = await self._build_app()
             self._lane.start()

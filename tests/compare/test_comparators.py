@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from tests.builders import answer, observation
+from tests.builders import answer, met, observation
 
-from understudy.compare import COMPARATORS, agreement, compare, exact, likelihood
+from understudy.compare import COMPARATORS, Comparators, agreement, exact, likelihood
 from understudy.compare.pairs import MISSING, answer_pairs
-from understudy.types import Observation, Score
+from understudy.types import Comparison, Observation, Score
 
 OTHER_TOKENIZER = {"rendered": "own_template"}
 
@@ -23,6 +23,12 @@ def scored(*scores: Score, **fields: Any) -> Observation:
 
 def score(*ranks: int, logprob: float = -0.5) -> Score:
     return Score((logprob,) * len(ranks), ranks)
+
+
+def compare(champion: Observation, challenger: Observation, **more: Any) -> Comparison:
+    """Everything the table gives."""
+    pair = met(champion, challenger, **more)
+    return Comparators(pair.options)(pair.exchange, challenger)
 
 
 PAIRS = {
@@ -65,17 +71,17 @@ def test_no_number_has_two_comparators() -> None:
 @pytest.mark.parametrize("name", COMPARATORS)
 def test_every_comparator_returns_only_numbers_it_documents(name: str, pair: str) -> None:
     module = import_module(COMPARATORS[name])
-    values = module.compare(*PAIRS[pair])
+    values = module.compare(met(*PAIRS[pair]))
     assert set(values) <= set(module.NAMES)
     assert all(isinstance(value, int | float) for value in values.values())
-    assert module.compare(*PAIRS[pair]) == pytest.approx(values, nan_ok=True)  # a pure function
+    assert module.compare(met(*PAIRS[pair])) == pytest.approx(values, nan_ok=True)  # a pure function
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_table_gives_all_that_could_be_computed_and_only_finite_numbers(pair: str) -> None:
     expected: dict[str, float] = {}
     for module in COMPARATORS.values():
-        expected |= import_module(module).compare(*PAIRS[pair])
+        expected |= import_module(module).compare(met(*PAIRS[pair]))
     comparison = compare(*PAIRS[pair])
     assert comparison.values == {name: value for name, value in expected.items() if math.isfinite(value)}
 
@@ -119,7 +125,7 @@ def test_a_perfect_challenger() -> None:
     ],
 )
 def test_exact_match(theirs: list[Any], mine: list[Any], expected: float) -> None:
-    assert exact.compare(observation(*theirs), observation(*mine)) == {"exact_match": expected}
+    assert exact.compare(met(observation(*theirs), observation(*mine))) == {"exact_match": expected}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +145,7 @@ def test_exact_match(theirs: list[Any], mine: list[Any], expected: float) -> Non
 def test_agreement(
     theirs: tuple[int, ...], mine: tuple[int, ...], token_agreement: float, first_divergence: int
 ) -> None:
-    values = agreement.compare(observation(answer(*theirs)), observation(answer(*mine)))
+    values = agreement.compare(met(observation(answer(*theirs)), observation(answer(*mine))))
     assert values == {
         "token_agreement": pytest.approx(token_agreement),
         "first_divergence": pytest.approx(first_divergence),
@@ -148,11 +154,11 @@ def test_agreement(
 
 def test_agreement_of_several_answers_is_their_mean_and_a_missing_one_counts_as_none() -> None:
     champion = observation(answer(1, 2), answer(3, 4))
-    assert agreement.compare(champion, observation(answer(1, 2), answer(3, 9))) == {
+    assert agreement.compare(met(champion, observation(answer(1, 2), answer(3, 9)))) == {
         "token_agreement": 0.75,
         "first_divergence": 1.5,
     }
-    assert agreement.compare(champion, observation(answer(1, 2))) == {
+    assert agreement.compare(met(champion, observation(answer(1, 2)))) == {
         "token_agreement": 0.5,
         "first_divergence": 1.0,
     }
@@ -161,18 +167,18 @@ def test_agreement_of_several_answers_is_their_mean_and_a_missing_one_counts_as_
 @pytest.mark.parametrize("comparator", [exact, agreement])
 def test_answers_in_another_vocabulary_are_not_laid_side_by_side(comparator: Any) -> None:
     champion = observation(answer(1, 2))
-    assert comparator.compare(champion, observation(answer(1, 2), **OTHER_TOKENIZER)) == {}
-    assert comparator.compare(champion, observation(answer(1, 2))) != {}
+    assert comparator.compare(met(champion, observation(answer(1, 2), **OTHER_TOKENIZER))) == {}
+    assert comparator.compare(met(champion, observation(answer(1, 2)))) != {}
 
 
 @pytest.mark.parametrize("comparator", [exact, agreement])
 def test_a_challenger_that_was_not_asked_to_answer_has_no_agreement(comparator: Any) -> None:
-    assert comparator.compare(observation(answer(1)), scored(score(1))) == {}
+    assert comparator.compare(met(observation(answer(1)), scored(score(1)))) == {}
 
 
 def test_likelihood_is_over_all_tokens_of_all_answers() -> None:
     challenger = scored(Score((-1.0, -2.0, -3.0), (1, 2, 1)), Score((-6.0,), (1,)))
-    assert likelihood.compare(observation(answer(1, 2, 3), answer(4)), challenger) == {
+    assert likelihood.compare(met(observation(answer(1, 2, 3), answer(4)), challenger)) == {
         "champion_logprob": -3.0,
         "top1_agreement": 0.75,
         "scored_tokens": 4.0,
@@ -182,12 +188,12 @@ def test_likelihood_is_over_all_tokens_of_all_answers() -> None:
 def test_likelihood_is_there_in_another_vocabulary_too() -> None:
     """The challenger's own tokens of the champion's text: lengths differ, and that is all right."""
     challenger = scored(score(1, 1, 4), **OTHER_TOKENIZER)
-    assert likelihood.compare(observation(answer(1, 2)), challenger)["scored_tokens"] == 3.0
+    assert likelihood.compare(met(observation(answer(1, 2)), challenger))["scored_tokens"] == 3.0
 
 
 @pytest.mark.parametrize("scores", [(), (score(),), (score(), score())])
 def test_likelihood_of_nothing_is_absent(scores: tuple[Score, ...]) -> None:
-    assert likelihood.compare(observation(answer()), scored(*scores)) == {}
+    assert likelihood.compare(met(observation(answer()), scored(*scores))) == {}
 
 
 def test_pairs_have_the_champion_first_and_each_missing_one_on_its_own_side() -> None:

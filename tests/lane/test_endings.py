@@ -198,9 +198,9 @@ async def test_a_full_queue_sheds_for_that_challenger_only() -> None:
     async with running(slow, quick, spec=shadow_spec(max_concurrency=1, max_pending=2)) as stage:
         stage.lane.offer(Offer(exchange("first")))
         await slow.called("generate")
-        for each in offers(5):
+        for number, each in enumerate(offers(5), 1):
             stage.lane.offer(each)
-            await turns(20)  # enough for the quick one
+            await stage.ear.hears(1 + number + max(0, number - 2))  # the quick one's, and what the slow one shed
         assert len(stage.lane.sides["slow"].queue) == 2
         assert stage.counts("slow")["shed"] == {"queue_full": 3}
         assert stage.counts("slow")["pending"] == 3

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from understudy.compare.pairs import answer_pairs
-from understudy.types import Observation
+from understudy.compare.base import Pair
 
 NAMES = {
     "token_agreement": "fraction of positions with the same token, over the longer answer, 0 to 1",
@@ -13,16 +12,13 @@ NAMES = {
 }
 
 
-def compare(champion: Observation, challenger: Observation) -> Mapping[str, float]:
+def compare(pair: Pair) -> Mapping[str, float]:
     """Means over the answers. Only where both share a vocabulary: elsewhere ids cannot be laid side by side."""
-    pairs = answer_pairs(champion, challenger)
-    if not pairs or challenger.rendered != "token_ids":
+    if not pair.answers or not pair.same_vocabulary:
         return {}
-    agreements = [agreement(theirs.token_ids, mine.token_ids) for theirs, mine in pairs]
-    divergences = [first_divergence(theirs.token_ids, mine.token_ids) for theirs, mine in pairs]
     return {
-        "token_agreement": sum(agreements) / len(pairs),
-        "first_divergence": sum(divergences) / len(pairs),
+        "token_agreement": pair.mean(lambda theirs, mine: agreement(theirs.token_ids, mine.token_ids)),
+        "first_divergence": pair.mean(lambda theirs, mine: first_divergence(theirs.token_ids, mine.token_ids)),
     }
 
 

@@ -1,16 +1,78 @@
 """The contract of a comparator: one file each, one line in the table in __init__.py.
 
-A comparator is a pure function of the two observations. It returns numbers by name; a number that cannot be
-computed is left out, never invented. Its names are documented in its ``NAMES``. It must not assume that the
-challenger answered, or that both gave the same number of answers.
+A comparator is a pure function of a Pair. It returns numbers by name, each documented in its ``NAMES``; the first one
+is its headline. What it cannot compute it leaves out, and never invents. It has no side effects: it runs in a
+thread of the lane, and again in every replay. Tool calls are compared, never executed.
+
+What every comparator does with answers that are not there, cut off or unreadable:
+
+    not asked for    the challenger only scored: no number
+    missing          failed, cancelled, or fewer than the other side's: the worst value there is, never a tie,
+                     not even beside another missing one
+    truncated        (finish_reason "length") read as far as it goes; what cannot be read then (JSON, a label, a tool
+                     call) is wrong, on either side and on both: two unreadable answers do not agree
+    too long         text comparisons read the first ``max_characters`` of each side; what is longer on one side than
+                     on the other lowers the value all the same
+    several answers  the mean over the pairs, by index
+
+A number called ``champion_X`` has its twin ``challenger_X``; one that ends in ``_ratio`` is challenger over champion.
+All others are the same with the sides swapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
-from understudy.types import Observation
+from understudy.compare.asked import Asked, ToolCall, asked_of
+from understudy.compare.options import CompareSpec
+from understudy.compare.pairs import answer_pairs, has_missing
+from understudy.types import Answer, Exchange, Observation
+
+ParseTools = Callable[[str, Asked], Sequence[ToolCall] | None]
+
+
+class Pair:
+    """What a comparator gets: an exchange, the challenger's observation, and the options.
+
+    Attributes:
+        answers: (champion, challenger) by index, with ``MISSING`` where there is none; empty where the challenger was
+            not asked to answer.
+        same_vocabulary: whether token ids of both sides mean the same.
+        asked: what the request asked for beside its messages: tools, JSON, a schema.
+        options: the ``compare`` section of the configuration.
+        parse_tools: vLLM's own tool parser where the server has one configured.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        challenger: Observation,
+        options: CompareSpec,
+        parse_tools: ParseTools | None = None,
+    ) -> None:
+        self.exchange = exchange
+        self.champion = exchange.champion
+        self.challenger = challenger
+        self.options = options
+        self.parse_tools = parse_tools
+        self.same_vocabulary = challenger.rendered == "token_ids"
+
+    @cached_property
+    def answers(self) -> list[tuple[Answer, Answer]]:
+        """See the class."""
+        return answer_pairs(self.champion, self.challenger)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Reads the request's body once, and only where a comparator looks at it."""
+        return asked_of(self.exchange)
+
+    def mean(self, value: Callable[[Answer, Answer], float], missing: float = 0.0) -> float:
+        """The mean of ``value`` over the pairs, of which one with a missing side counts as ``missing``."""
+        values = [missing if has_missing(pair) else value(*pair) for pair in self.answers]
+        return sum(values) / len(values)
 
 
 class Comparator(Protocol):
@@ -19,5 +81,5 @@ class Comparator(Protocol):
     NAMES: Mapping[str, str]
 
     @staticmethod
-    def compare(champion: Observation, challenger: Observation) -> Mapping[str, float]:
+    def compare(pair: Pair) -> Mapping[str, float]:
         """Numbers by name; a subset of ``NAMES``."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from understudy.compare.pairs import MISSING, answer_pairs
-from understudy.types import Answer, Observation
+from understudy.compare.base import Pair
 
 NAMES = {"exact_match": "fraction of the answers whose token ids are all the champion's, 0 to 1"}
 
 
-def compare(champion: Observation, challenger: Observation) -> Mapping[str, float]:
-    """``exact_match`` over the answers; absent without an answer of its own or a shared vocabulary."""
-    pairs = answer_pairs(champion, challenger)
-    if not pairs or challenger.rendered != "token_ids":
+def compare(pair: Pair) -> Mapping[str, float]:
+    """``exact_match`` over the answers; absent without an answer of its own or a shared vocabulary.
+
+    Two answers that were cut off at the same tokens are the same as far as was seen; length.py says that they were cut.
+    """
+    if not pair.answers or not pair.same_vocabulary:
         return {}
-    return {"exact_match": sum(is_same(*pair) for pair in pairs) / len(pairs)}
-
-
-def is_same(theirs: Answer, mine: Answer) -> bool:
-    """Every token; an answer that is missing is the same as none, not even as an empty one."""
-    return theirs is not MISSING and mine is not MISSING and theirs.token_ids == mine.token_ids
+    return {"exact_match": pair.mean(lambda theirs, mine: float(theirs.token_ids == mine.token_ids))}

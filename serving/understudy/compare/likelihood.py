@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from understudy.types import Observation
+from understudy.compare.base import Pair
 
 NAMES = {
     "champion_logprob": "mean log-probability (nats a token) of the champion's tokens under the challenger",
@@ -13,9 +13,9 @@ NAMES = {
 }
 
 
-def compare(champion: Observation, challenger: Observation) -> Mapping[str, float]:
+def compare(pair: Pair) -> Mapping[str, float]:
     """From the scoring pass; absent where nothing was scored."""
-    del champion
+    challenger = pair.challenger
     logprobs = [logprob for score in challenger.scores for logprob in score.logprobs]
     ranks = [rank for score in challenger.scores for rank in score.ranks]
     if not logprobs:

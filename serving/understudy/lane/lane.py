@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from understudy.compare import Comparators, Compare
 from understudy.config import ShadowSpec
 from understudy.engines.base import Engine
 from understudy.errors import EngineError, Unsupported
@@ -81,6 +82,7 @@ class Lane:
         champion_load: how many requests the champion is answering now.
         clock: monotonic seconds.
         guard: counts and logs what goes wrong; its own where none is given.
+        compare: the comparators; the default ones where none are given.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class Lane:
         champion_load: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
         guard: Guard | None = None,
+        compare: Compare | None = None,
     ) -> None:
         limits = spec.limits
         self.spec = spec
         self.guard = guard or Guard()
+        self._compare = compare or Comparators(guard=self.guard)
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
@@ -284,7 +288,13 @@ class Lane:
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
-                ending = await shadow(exchange, side.engine, score=self.spec.score, generate=self.spec.generate)
+                ending = await shadow(
+                    exchange,
+                    side.engine,
+                    score=self.spec.score,
+                    generate=self.spec.generate,
+                    compare=self._compare,
+                )
         except asyncio.CancelledError:
             if _told_to_stop():
                 raise
