@@ -17,9 +17,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from understudy.api.context import NO_HTTP, RequestContext, current
-from understudy.engines.vllm_engine import to_answer
+from understudy.engines.vllm_engine import measured, to_answer
 from understudy.journey import answer
-from understudy.types import Answer, Exchange, Observation, Outcome, Timings
+from understudy.meter.gaps import Gaps, added, gaps_between
+from understudy.meter.traffic import Traffic
+from understudy.types import NOT_MEASURED, Answer, Exchange, Measured, Observation, Outcome, Timings
 
 # vLLM numbers the prompts of one request; what the client sees as the response's id has no number. Only the batch
 # route numbers chats: elsewhere such an ending is the client's own, from its X-Request-Id.
@@ -41,11 +43,18 @@ class ChampionWitness:
     """Keeps references to what the champion gave, and makes an Exchange of them when the lane asks."""
 
     __slots__ = (
-        "_arrived_s", "_arrived_unix_s", "_error", "_finished_s", "_first_token_s", "_model", "_outcome", "_outputs",
-        "_parameters", "_prompt", "_request_id", "context", "exchange_id", "unsupported",
+        "_arrived_s", "_arrived_unix_s", "_batch_size", "_error", "_finished_s", "_mark", "_model", "_outcome",
+        "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context", "exchange_id", "unsupported",
     )  # fmt: skip
 
-    def __init__(self, model: str, request_id: str, parameters: SamplingParams, context: RequestContext | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        request_id: str,
+        parameters: SamplingParams,
+        context: RequestContext | None,
+        traffic: Traffic | None = None,
+    ) -> None:
         self.exchange_id = uuid.uuid4().hex
         self.context = context
         self.unsupported: str | None = None
@@ -54,7 +63,10 @@ class ChampionWitness:
         self._parameters = parameters
         self._arrived_unix_s = time.time()
         self._arrived_s = time.monotonic()
-        self._first_token_s: float | None = None
+        self._times_s: list[float] = []  # of each output
+        self._traffic = traffic
+        self._mark = (0, 0) if traffic is None else traffic.mark
+        self._batch_size: float | None = None
         self._finished_s = self._arrived_s
         self._prompt: RequestOutput | None = None
         self._outputs: list[list[CompletionOutput]] = []
@@ -67,15 +79,16 @@ class ChampionWitness:
         return self.context is not None and self.context.facts.shadow_off
 
     def see(self, output: RequestOutput) -> None:
-        """Keep the references; the first output also has the prompt."""
-        if self._first_token_s is None:
-            self._first_token_s = time.monotonic()
+        """Keep the references and the time; the first output also has the prompt."""
+        self._times_s.append(time.monotonic())
+        if self._prompt is None:
             self._prompt = output
         self._outputs.append(output.outputs)
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """How it ended. A stream that was left after its last token is finished all the same."""
         self._finished_s = time.monotonic()
+        self._batch_size = None if self._traffic is None else self._traffic.batch_since(self._mark)
         self._outcome = outcome
         self._error = None if error is None else f"{type(error).__name__}: {error}"
 
@@ -99,8 +112,9 @@ class ChampionWitness:
             outcome=outcome,
             prompt_token_ids=tuple(prompt.prompt_token_ids or ()) if prompt is not None else (),
             answers=answers,
-            timings=Timings(self._arrived_s, self._first_token_s, self._finished_s),
+            timings=Timings(self._arrived_s, self._times_s[0] if self._times_s else None, self._finished_s),
             error=self._error,
+            measured=self._measured(),
         )
         return Exchange(
             exchange_id=self.exchange_id,
@@ -111,6 +125,19 @@ class ChampionWitness:
             prompt_text=prompt.prompt if prompt is not None else None,
             champion=champion,
         )
+
+    def _measured(self) -> Measured:
+        """The engine's own times, and the gaps of each answer's stream as they passed here."""
+        if self._prompt is None:
+            return NOT_MEASURED
+        gaps: tuple[Gaps, ...] = ()
+        if self._parameters.output_kind != RequestOutputKind.FINAL_ONLY:
+            by_index: dict[int, list[float]] = {}
+            for time_s, outputs in zip(self._times_s, self._outputs, strict=True):
+                for output in outputs:
+                    by_index.setdefault(output.index, []).append(time_s)
+            gaps = tuple(map(gaps_between, by_index.values()))
+        return measured(self._prompt, self._batch_size, added(*gaps))
 
     def _answers(self) -> tuple[Answer, ...]:
         """One answer for each index. Deltas are joined; of cumulative and final outputs the last one counts."""
@@ -160,8 +187,10 @@ class Fork(_Delegating):
         model: str,
         offer: Callable[[ChampionWitness], None],
         adapter: str | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(champion)
+        self._traffic = traffic
         self._model = model
         self._adapter = adapter
         self._offer = offer
@@ -178,7 +207,8 @@ class Fork(_Delegating):
         if why is not None:
             self._note_unsupported(why, request_id, sampling_params, context)
             return outputs
-        return answer(outputs, ChampionWitness(self._model, request_id, sampling_params, context), self._hand_over)
+        witness = ChampionWitness(self._model, request_id, sampling_params, context, self._traffic)
+        return answer(outputs, witness, self._hand_over)
 
     def _unsupported(self, prompt: Any, parameters: SamplingParams, request_id: str, lora_request: Any) -> str | None:
         """Why this generation is no exchange of the champion's, or not one of token ids, if it is none."""

@@ -144,7 +144,7 @@ class Server:
 
         champion = self._config.champion
         adapter = champion.name if champion.lora else None
-        fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter)
+        fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter, self._engines.traffic)
         vllm_app = await openai_app.build(fork, self._config)
         other_tokenizers = any(not getattr(e, "same_tokenizer", True) for e in self._engines.challengers)
         shadow_app = routes.build(self, self._config.auth.shadow_key)

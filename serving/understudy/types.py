@@ -95,6 +95,43 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the engine measured of one generation, beside what makes two of them comparable. None: not known.
+
+    The times are the engine's own, in seconds: no waiting in the lane, in HTTP or in an event loop is in them.
+
+    Attributes:
+        queue_s: from the engine's queue to the first step that took it up.
+        prefill_s: from there to the first token.
+        decode_s: from the first token to the last.
+        cached_prompt_tokens: prompt tokens that the prefix cache already had.
+        batch_size: mean number of requests in the engine's steps meanwhile.
+        gaps: between the outputs of a streamed answer, measured at the fork (meter/gaps.py); empty where there
+            was no stream.
+    """
+
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    cached_prompt_tokens: int | None = None
+    batch_size: float | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token inside the engine."""
+        return None if self.queue_s is None or self.prefill_s is None else self.queue_s + self.prefill_s
+
+    @property
+    def end_to_end_s(self) -> float | None:
+        """From the engine's queue to the last token."""
+        return None if self.ttft_s is None or self.decode_s is None else self.ttft_s + self.decode_s
+
+
+NOT_MEASURED = Measured()
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One champion answer read by the challenger in one pass.
 
@@ -119,11 +156,18 @@ class Observation:
     error: str | None = None
     rendered: str = "token_ids"
     """How the prompt reached this model: ``token_ids`` (identical input) or ``own_template`` (law 3)."""
+    measured: Measured = NOT_MEASURED
 
     @property
     def num_generated_tokens(self) -> int:
         """Generated tokens over all answers."""
         return sum(len(answer.token_ids) for answer in self.answers)
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens after the first ones, over the engine's time between first and last token."""
+        num_tokens = self.num_generated_tokens - len(self.answers)
+        return num_tokens / self.measured.decode_s if self.measured.decode_s and num_tokens > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from understudy.types import (
     Comparison,
     Ending,
     Exchange,
+    Measured,
     Observation,
     Outcome,
     RequestFacts,
@@ -31,7 +32,13 @@ def observation(model: str, *, scores: tuple[Score, ...] = (), num_tokens: int =
     tokens = tuple(range(1000, 1000 + num_tokens))
     answer = Answer(tokens, "yes\nand “no” \x00 \u2028", "stop", tuple(-0.5 for _ in tokens))
     return Observation(
-        model, Outcome.FINISHED, (1, 2, 3), (answer, Answer((), "", None)), Timings(1.5, 1.75, 2.0), scores
+        model,
+        Outcome.FINISHED,
+        (1, 2, 3),
+        (answer, Answer((), "", None)),
+        Timings(1.5, 1.75, 2.0),
+        scores,
+        measured=Measured(0.125, 0.25, 0.5, 2, 1.5, ((-35, 2), (-34, 1))),
     )
 
 

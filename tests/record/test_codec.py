@@ -15,7 +15,17 @@ from understudy.record import Accepted, Control, Ended, Event, decode, encode, f
 from understudy.record.codec import decode_head
 from understudy.record.lines import frame, is_whole
 from understudy.record.schema import head_of
-from understudy.types import Comparison, Ending, Exchange, Observation, Outcome, RequestFacts, State, Timings
+from understudy.types import (
+    NOT_MEASURED,
+    Comparison,
+    Ending,
+    Exchange,
+    Observation,
+    Outcome,
+    RequestFacts,
+    State,
+    Timings,
+)
 
 from .builders import accepted, ended, feedback, plain
 
@@ -43,6 +53,15 @@ def test_round_trip(event: Event) -> None:
     assert from_json(decode(line)) == event
     assert decode_head(line) == head_of(event)
     json.loads(line)  # plain JSON for other tools
+
+
+def test_an_observation_written_before_there_were_measurements_still_reads() -> None:
+    document = decode(encode(accepted(1), plain))
+    del document["champion"]["measured"]
+    event = from_json(document)
+    assert isinstance(event, Accepted)
+    assert event.exchange.champion.measured == NOT_MEASURED
+    assert event.exchange.champion.measured.ttft_s is None
 
 
 def with_logprobs(*values: float) -> Accepted:

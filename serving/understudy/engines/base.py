@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from understudy.types import Answer, Exchange, Observation, Outcome, Score, Timings
+from understudy.types import NOT_MEASURED, Answer, Exchange, Measured, Observation, Outcome, Score, Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,18 @@ class ShadowRequest:
         now = Timings(self.arrived_s, None, self.arrived_s)
         return Observation(self.model, Outcome.FINISHED, self.prompt_token_ids, (), now, rendered=self.rendered)
 
-    def observation(self, answers: tuple[Answer, ...], timings: Timings) -> Observation:
+    def observation(
+        self, answers: tuple[Answer, ...], timings: Timings, measured: Measured = NOT_MEASURED
+    ) -> Observation:
         """The observation of a challenger that generated ``answers``."""
         return Observation(
-            self.model, Outcome.FINISHED, self.prompt_token_ids, answers, timings, rendered=self.rendered
+            self.model,
+            Outcome.FINISHED,
+            self.prompt_token_ids,
+            answers,
+            timings,
+            rendered=self.rendered,
+            measured=measured,
         )
 
 

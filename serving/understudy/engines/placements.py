@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
 from understudy.errors import ConfigError
+from understudy.meter.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Engines:
     processes: list[EngineProcess]
     folder: str
     champion_dead: asyncio.Event
+    traffic: Traffic = field(default_factory=Traffic)
+    """The champion's; each challenger has its own."""
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
@@ -99,7 +102,11 @@ def has_cxx_compiler() -> bool:
 
 def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, Any]:
     """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are."""
-    ours: dict[str, Any] = {"model": model.model, "enable_prefix_caching": True}
+    ours: dict[str, Any] = {
+        "model": model.model,
+        "served_model_name": [model.name],
+        "enable_prefix_caching": True,
+    }
     if not gpu_present():
         ours["kv_cache_memory_bytes"] = CHAMPION_KV_CPU_BYTES if champion else CHALLENGER_KV_CPU_BYTES
         ours["distributed_executor_backend"] = "uni"
@@ -108,10 +115,6 @@ def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, 
         raise ConfigError(
             f"{model.name}.engine_args.kv_cache_memory_bytes: must be set on a GPU; what is free now is no plan"
         )
-    if champion:
-        ours["served_model_name"] = [model.name]
-    else:
-        ours["disable_log_stats"] = True
     if shared and not champion:
         ours |= CHALLENGER_STEP
         if gpu_present():  # vLLM asks for this share of the whole device to be free, although the KV size is given
@@ -197,7 +200,9 @@ async def start(config: Config) -> Engines:
             home |= dict.fromkeys(group, process)
         from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
 
-        engines.champion = await vllm_engine.connect_champion(specs[0], home[0], engines.champion_dead, deaths)
+        engines.champion = await vllm_engine.connect_champion(
+            specs[0], home[0], engines.champion_dead, deaths, engines.traffic
+        )
         present = {
             models[index].name: await connect_challenger(models[index], specs[index], home[index], engines, deaths)
             for index in range(1, len(models))

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
@@ -30,15 +31,21 @@ from vllm.v1.executor import Executor
 from understudy.config import ModelSpec
 from understudy.engines.base import Health, ShadowRequest
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
+from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
 from understudy.errors import EngineDead, EngineError, Unsupported
-from understudy.types import Answer, Exchange, Observation, Score, Timings
+from understudy.meter.gaps import Gaps
+from understudy.meter.traffic import Kind, Traffic
+from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
 
 BUSY_TIMEOUT_S = 2.0
 
 
-def connect(spec: CoreSpec) -> AsyncLLM:
-    """An AsyncLLM on a core that is ready. Its constructor blocks until the core answers, which it already has."""
+def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
+    """An AsyncLLM on a core that is ready. Its constructor blocks until the core answers, which it already has.
+
+    ``traffic`` counts what the engine does, unless the user turned its statistics off (``disable_log_stats``).
+    """
     args = AsyncEngineArgs(**dict(spec.engine_args))
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     return AsyncLLM(
@@ -46,6 +53,7 @@ def connect(spec: CoreSpec) -> AsyncLLM:
         Executor.get_class(config),
         log_stats=not args.disable_log_stats,
         usage_context=UsageContext.OPENAI_API_SERVER,
+        stat_loggers=None if args.disable_log_stats else [lambda _config, _index: traffic],
         log_requests=args.enable_log_requests,
         client_addresses={"input_address": spec.input_address, "output_address": spec.output_address},
     )
@@ -58,14 +66,16 @@ def declare_dead(llm: AsyncLLM) -> None:
     client.outputs_queue.put_nowait(EngineDeadError())
 
 
-async def connect_champion(spec: CoreSpec, process: EngineProcess, dead: asyncio.Event, deaths: Deaths) -> AsyncLLM:
+async def connect_champion(
+    spec: CoreSpec, process: EngineProcess, dead: asyncio.Event, deaths: Deaths, traffic: Traffic
+) -> AsyncLLM:
     """The champion's AsyncLLM; ``dead`` is set when its core is gone.
 
     Raises:
         EngineStartError: the core did not come up.
     """
     await process.ready(spec.name)
-    llm = connect(spec)
+    llm = connect(spec, traffic)
 
     def died(_why: str) -> None:
         dead.set()
@@ -88,7 +98,10 @@ async def connect_challenger(
         EngineStartError: the core did not come up.
     """
     load_s = await process.ready(spec.name)
-    engine = VllmEngine(model, connect(spec), champion, load_s)
+    traffic = Traffic()
+    with own_registry() as metrics:
+        llm = connect(spec, traffic)
+    engine = VllmEngine(model, llm, champion, load_s, traffic, metrics)
     deaths.listen(spec.name, engine.died)
     await engine.warm_up()
     return engine
@@ -97,9 +110,19 @@ async def connect_challenger(
 class VllmEngine:
     """See engines/base.py for the contract."""
 
-    def __init__(self, model: ModelSpec, llm: AsyncLLM, champion: AsyncLLM, load_s: float) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        llm: AsyncLLM,
+        champion: AsyncLLM,
+        load_s: float,
+        traffic: Traffic | None = None,
+        metrics: CollectorRegistry | None = None,
+    ) -> None:
         self.name = model.name
         self.load_s = load_s
+        self.traffic = traffic or Traffic()
+        self.metrics = metrics or CollectorRegistry()
         self._llm = llm
         self._champion_tokenizer = champion.renderer.tokenizer
         self._tokenizer = llm.renderer.tokenizer
@@ -155,11 +178,13 @@ class VllmEngine:
         return tuple([await self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids])
 
     async def generate(self, request: ShadowRequest) -> Observation:
-        """Its own answer. TTFT is not seen here: only the finished answer leaves the engine process."""
+        """Its own answer. Only the finished one leaves the engine process; the engine says when its tokens came."""
         started_s = time.monotonic()  # the scoring pass before it is not part of its answer
+        mark = self.traffic.mark
         final = await self._run(request.prompt_token_ids, request.parameters)
         answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
-        return request.observation(answers, Timings(started_s, None, time.monotonic()))
+        timings = Timings(started_s, first_token_s(final), time.monotonic())
+        return request.observation(answers, timings, measured(final, self.traffic.batch_since(mark)))
 
     async def busy_s(self) -> float:
         """Asked of the driver; 0.0 when it cannot answer."""
@@ -186,15 +211,17 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        final = await self._run(tokens, parameters)
+        final = await self._run(tokens, parameters, Kind.SCORE)
         assert final.prompt_logprobs is not None
         rows = final.prompt_logprobs[len(prompt) :]
         entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
         return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
 
-    async def _run(self, prompt: tuple[int, ...], parameters: SamplingParams) -> RequestOutput:
+    async def _run(
+        self, prompt: tuple[int, ...], parameters: SamplingParams, kind: Kind = Kind.ANSWER
+    ) -> RequestOutput:
         """Run to the end. vLLM aborts the work in the engine when this is cancelled."""
-        request_id = f"shadow-{uuid.uuid4().hex}"
+        request_id = f"{kind}-{uuid.uuid4().hex}"
         final: RequestOutput | None = None
         async with translated(self.name):
             stream = self._llm.generate(tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora)
@@ -293,6 +320,31 @@ def to_answer(outputs: list[CompletionOutput]) -> Answer:
         finish_reason=outputs[-1].finish_reason,
         logprobs=tuple(logprobs) if len(logprobs) == len(token_ids) and logprobs else None,
     )
+
+
+def measured(output: RequestOutput, batch_size: float | None, gaps: Gaps = ()) -> Measured:
+    """What vLLM measured of a generation (RequestStateStats). Of n answers, the times of the one this output is of."""
+    stats = output.metrics
+    if stats is None or not stats.queued_ts:  # disable_log_stats
+        return Measured(cached_prompt_tokens=output.num_cached_tokens, batch_size=batch_size, gaps=gaps)
+    seen = bool(stats.first_token_ts)
+    return Measured(
+        queue_s=stats.scheduled_ts - stats.queued_ts if stats.scheduled_ts else None,
+        prefill_s=stats.first_token_ts - stats.scheduled_ts if seen else None,
+        decode_s=stats.last_token_ts - stats.first_token_ts if seen else None,
+        cached_prompt_tokens=output.num_cached_tokens,
+        batch_size=batch_size,
+        gaps=gaps,
+    )
+
+
+def first_token_s(output: RequestOutput) -> float | None:
+    """When the engine had the first token: its process reads the same monotonic clock (CLOCK_MONOTONIC is a machine's).
+
+    None where the engine keeps no statistics.
+    """
+    stats = output.metrics
+    return stats.first_token_ts or None if stats is not None else None
 
 
 def describe_parameters(parameters: SamplingParams) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from understudy.types import (
     Comparison,
     Ending,
     Exchange,
+    Measured,
     Observation,
     Outcome,
     RequestFacts,
@@ -177,6 +178,18 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         scores=tuple(Score(_floats(s["logprobs"]), tuple(s["ranks"])) for s in seen["scores"]),
         error=seen["error"],
         rendered=seen["rendered"],
+        measured=_measured(seen.get("measured") or {}),
+    )
+
+
+def _measured(seen: Mapping[str, Any]) -> Measured:
+    return Measured(
+        queue_s=seen.get("queue_s"),
+        prefill_s=seen.get("prefill_s"),
+        decode_s=seen.get("decode_s"),
+        cached_prompt_tokens=seen.get("cached_prompt_tokens"),
+        batch_size=seen.get("batch_size"),
+        gaps=tuple((bucket, count) for bucket, count in seen.get("gaps", ())),
     )
 
 
@@ -230,7 +243,7 @@ _EVENTS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
 
 
 def _observation_to_json(seen: Observation) -> dict[str, Any]:
-    timings = seen.timings
+    timings, measured = seen.timings, seen.measured
     return {
         "model": seen.model,
         "outcome": seen.outcome.value,
@@ -252,6 +265,14 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
             for answer in seen.answers
         ],
         "scores": [{"logprobs": _numbers(score.logprobs), "ranks": score.ranks} for score in seen.scores],
+        "measured": {
+            "queue_s": measured.queue_s,
+            "prefill_s": measured.prefill_s,
+            "decode_s": measured.decode_s,
+            "cached_prompt_tokens": measured.cached_prompt_tokens,
+            "batch_size": measured.batch_size,
+            "gaps": measured.gaps,
+        },
     }
 
 

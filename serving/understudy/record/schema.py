@@ -18,7 +18,9 @@ Every object starts with ``crc`` (put there by log.py), ``v`` (the version of th
 
     observation   model, outcome, rendered, error, prompt_token_ids,
                   timings {arrived_s, first_token_s, finished_s},
-                  answers [{text, finish_reason, token_ids, logprobs}], scores [{logprobs, ranks}]
+                  answers [{text, finish_reason, token_ids, logprobs}], scores [{logprobs, ranks}],
+                  measured {queue_s, prefill_s, decode_s, cached_prompt_tokens, batch_size,
+                            gaps [[bucket, count]]}
 
 ``offered`` is cumulative and travels in events that are written anyway, so that offers that were not sampled
 cost nothing and the last event read has the right number. Seconds without ``unix`` are monotonic: only their
