@@ -1,0 +1,1 @@
+"""Every operation in plain PyTorch: the path for CPU tensors, and what the kernels are compared with."""
