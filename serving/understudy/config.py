@@ -68,6 +68,12 @@ class ShadowSpec:
     sample: float = option(1.0, "a fraction from 0 to 1", lambda value: 0.0 <= value <= 1.0)
     score: bool = True
     generate: bool = True
+    max_step_ms: float = _positive(10.0, "milliseconds above 0: what the champion may have to wait for a challenger")
+    min_device_share: float = option(
+        0.01,
+        "a fraction from 0 to 0.5: what challengers get while the champion is busy",
+        lambda value: 0 <= value <= 0.5,
+    )
     limits: Limits = Limits()
 
 

@@ -14,6 +14,7 @@ from understudy.archive import Archive
 from understudy.compare import Comparators
 from understudy.config import Config, ModelSpec, parse
 from understudy.engines import placements
+from understudy.engines.base import Engine
 from understudy.engines.placements import Engines
 from understudy.errors import EngineDead
 from understudy.lane.guard import Guard
@@ -164,6 +165,7 @@ class Server:
             "breaker": side.breaker.state,
             "last_fault": side.breaker.last_fault,
             "same_tokenizer": getattr(side.engine, "same_tokenizer", None),
+            "steps": steps_of(side.engine),
         }
 
     def _why_off(self) -> str:
@@ -187,6 +189,12 @@ class Server:
 def describe(model: ModelSpec) -> dict[str, Any]:
     """What status says of a model."""
     return {"name": model.name, "model": model.model, "lora": model.lora}
+
+
+def steps_of(engine: Engine) -> dict[str, Any] | None:
+    """What its steps took, which in the shared placement is what the champion may have waited for."""
+    steps = getattr(engine, "steps", None)
+    return None if steps is None else asdict(steps())
 
 
 def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ async def started(folder: Path, script: str, *names: str) -> AsyncIterator[Watch
         has_champion=True,
         environment={"PYTHONPATH": str(folder), "SCRIPT": script},
         on_dead=watched.on_dead,
+        flight=folder / "flight",
     )
     try:
         yield watched
@@ -87,6 +88,7 @@ async def test_the_plan_and_the_environment_reach_the_process(tmp_path: Path) ->
     said = json.loads(str(raised.value))
     assert said["home"] == os.environ["HOME"]  # added to this process's own, not instead of it
     assert said["plan"]["has_champion"] is True
+    assert said["plan"]["flight"] == str(tmp_path / "flight")
     assert said["plan"]["cores"][1] == {
         "name": "b",
         "engine_args": {"seed": 1},

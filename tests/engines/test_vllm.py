@@ -1,11 +1,8 @@
-"""Our side of vLLM's types: the driver, the fork's witness, the challenger's own parameters. No engine is started."""
+"""Our side of vLLM's types: what cores share, the fork's witness, the challenger's parameters. No engine is started."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -18,108 +15,83 @@ from understudy.types import Outcome, RequestFacts
 pytestmark = pytest.mark.slow  # importing vllm takes seconds
 
 
-# The driver
-
-
-class StubCore:
-    """A core with so many steps to do, each of which draws a random number."""
-
-    def __init__(self, name: str, steps: int, log: list[str], fault: Exception | None = None) -> None:
-        import torch
-
-        from understudy.engines.host import CorePlan
-
-        torch.manual_seed(7)
-        self._plan = CorePlan(name, {}, "", "")
-        self.steps, self.log, self.fault = steps, log, fault
-        self.drawn: list[float] = []
-        self.dead = False
-        self.output_thread = threading.Thread()
-        self.output_thread.start()
-        self.understudy_leave()
-
-    def understudy_enter(self) -> None:
-        from understudy.engines.host import Core
-
-        Core.understudy_enter(self)  # type: ignore[arg-type]
-
-    def understudy_leave(self) -> None:
-        from understudy.engines.host import Core
-
-        Core.understudy_leave(self)  # type: ignore[arg-type]
-
-    def _process_input_queue(self) -> None: ...
-
-    def has_work(self) -> bool:
-        return self.steps > 0
-
-    def understudy_step(self) -> None:
-        import torch
-
-        self.steps -= 1
-        self.log.append(self._plan.name)
-        self.drawn.append(torch.rand(1).item())
-        if self.fault is not None:
-            raise self.fault
-
-    def understudy_say_dead(self) -> None:
-        self.dead = True
-
-
-class NoMoreWork(BaseException):
-    """Ends the driver where it would wait."""
-
-
-class Wake(threading.Event):
-    def wait(self, timeout: float | None = None) -> bool:
-        raise NoMoreWork
-
-
-def drive(*cores: Any) -> list[dict[str, Any]]:
-    """Run until there is no work; the events that were sent."""
-    from understudy.engines.host import Driver, Events
-
-    stream = io.StringIO()
-    with pytest.raises(NoMoreWork):
-        Driver(cores, cores[0], Wake(), Events(stream)).run()
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
-
-
-def test_the_champion_is_stepped_whenever_it_has_work_and_challengers_in_turn() -> None:
-    log: list[str] = []
-    drive(StubCore("champion", 3, log), StubCore("a", 2, log), StubCore("b", 2, log))
-    assert log == ["champion"] * 3 + ["a", "b", "a", "b"]
-
-
-def test_a_challenger_that_raises_is_left_out_and_the_others_go_on() -> None:
-    log: list[str] = []
-    champion, bad, good = StubCore("champion", 1, log), StubCore("bad", 9, log, OSError("no")), StubCore("good", 2, log)
-    events = drive(champion, bad, good)
-    assert log == ["champion", "bad", "good", "good"]
-    assert events == [{"event": "dead", "core": "bad", "error": "OSError: no"}]
-    assert (bad.dead, champion.dead, good.dead) == (True, False, False)
-
-
-def test_a_champion_that_raises_ends_the_process() -> None:
-    from understudy.engines.host import Driver, Events
-
-    champion = StubCore("champion", 1, [], OSError("no"))
-    with pytest.raises(OSError, match="no"):
-        Driver([champion], champion, Wake(), Events(io.StringIO())).run()  # type: ignore[list-item, arg-type]
-    assert champion.dead
+# What a process has only once
 
 
 def test_unseeded_sampling_of_the_champion_is_not_moved_by_challengers() -> None:
-    """Law 1: the very same random numbers, with a challenger stepped in between and without."""
-    alone = StubCore("champion", 2, [])
-    drive(alone)
-    log: list[str] = []
-    champion, challenger = StubCore("champion", 1, log), StubCore("challenger", 5, log)
-    drive(champion, challenger)
-    champion.steps = 1
-    drive(champion)
-    assert log == ["champion"] + ["challenger"] * 5 + ["champion"]
-    assert champion.drawn == alone.drawn
+    """Law 1: the very same random numbers, with a challenger's drawn in between and without."""
+    import random
+
+    import numpy
+    import torch
+
+    from understudy.engines.core import ProcessState
+
+    def draw() -> tuple[float, float, float]:
+        return torch.rand(1).item(), numpy.random.rand(), random.random()
+
+    def new(seed: int) -> ProcessState:
+        state = ProcessState()
+        state.keep()
+        state.restore()
+        torch.manual_seed(seed)
+        numpy.random.seed(seed)
+        random.seed(seed)
+        state.keep()
+        return state
+
+    alone = new(7)
+    alone.restore()
+    expected = [draw() for _ in range(3)]
+    champion, challenger = new(7), new(8)
+    drawn = []
+    for _ in range(3):
+        champion.restore()
+        drawn.append(draw())
+        champion.keep()
+        challenger.restore()
+        assert draw() != drawn[-1]
+        challenger.keep()
+    assert drawn == expected
+
+
+def test_each_core_keeps_its_own_workspace() -> None:
+    from vllm.v1.worker import workspace
+
+    from understudy.engines.core import ProcessState
+
+    before = workspace._manager
+    try:
+        states = [ProcessState(), ProcessState()]
+        for number, state in enumerate(states):
+            workspace._manager = number
+            state.keep()
+        for number, state in enumerate(states):
+            state.restore()
+            assert workspace._manager == number
+    finally:
+        workspace._manager = before
+
+
+class Event:
+    def __init__(self, done: bool) -> None:
+        self.query = lambda: done
+
+
+@pytest.mark.parametrize("name", ["async_copy_ready_event", "copy_event"])
+@pytest.mark.parametrize("done", [True, False])
+def test_a_launched_step_is_asked_about_and_not_waited_for(name: str, done: bool) -> None:
+    from concurrent.futures import Future
+    from types import SimpleNamespace
+
+    from understudy.engines.core import is_done
+
+    launched: Any = Future()
+    launched.async_output = SimpleNamespace(**{name: Event(done)})
+    assert is_done(launched) is done
+    plain: Any = Future()
+    plain.set_result(1)
+    assert is_done(plain)
 
 
 # The challenger's parameters

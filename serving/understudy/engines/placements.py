@@ -193,9 +193,16 @@ async def start(config: Config) -> Engines:
     engines = Engines(None, [], [], folder, asyncio.Event())
     home: dict[int, EngineProcess] = {}
     try:
-        for group, settings in zip(groups, environments, strict=True):
-            mine = [specs[index] for index in group]
-            process = EngineProcess.start(mine, has_champion=group[0] == 0, environment=settings, on_dead=deaths.tell)
+        for number, (group, settings) in enumerate(zip(groups, environments, strict=True)):
+            process = EngineProcess.start(
+                [specs[index] for index in group],
+                has_champion=group[0] == 0,
+                environment=settings,
+                on_dead=deaths.tell,
+                flight=Path(folder) / f"flight-{number}",
+                max_step_ms=config.shadow.max_step_ms,
+                min_device_share=config.shadow.min_device_share,
+            )
             engines.processes.append(process)
             home |= dict.fromkeys(group, process)
         from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from understudy.engines.flight import Flight, Steps
 from understudy.errors import EngineStartError
 
 STOP_GRACE_S = 5.0
@@ -66,6 +67,7 @@ class EngineProcess:
     specs: Sequence[CoreSpec]
     on_dead: Callable[[str, str], None]
     """Called with (core name, why) when a core that was ready is gone."""
+    flight: Flight
     _process: subprocess.Popen[bytes] = field(init=False)
     _ready: dict[str, asyncio.Future[float]] = field(init=False)
     _closing: bool = field(default=False, init=False)
@@ -77,14 +79,24 @@ class EngineProcess:
         has_champion: bool,
         environment: Mapping[str, str],
         on_dead: Callable[[str, str], None],
+        flight: Path,
+        max_step_ms: float = 10.0,
+        min_device_share: float = 0.0,
     ) -> EngineProcess:
         """Start the process; returns at once.
 
         Args:
             specs: the cores, the champion first if ``has_champion``.
             environment: added to this process's own.
+            on_dead: called in the loop with a core's name and the reason when it is gone.
+            flight: where the flight recorder is to be; what is there is replaced.
+            max_step_ms: what a challenger's slice may take beside a champion.
+            min_device_share: what challengers get of a busy champion's device.
+
+        Raises:
+            OSError: the flight recorder cannot be made.
         """
-        self = EngineProcess(specs, on_dead)
+        self = EngineProcess(specs, on_dead, Flight(flight, len(specs), create=True))
         loop = asyncio.get_running_loop()
         self._ready = {spec.name: loop.create_future() for spec in specs}
         read_fd, write_fd = os.pipe()
@@ -99,6 +111,9 @@ class EngineProcess:
             "cores": [asdict(spec) for spec in specs],
             "has_champion": has_champion,
             "events_fd": write_fd,
+            "flight": str(flight),
+            "max_step_ms": max_step_ms,
+            "min_device_share": min_device_share,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended already: the listener will say how
@@ -111,6 +126,14 @@ class EngineProcess:
     def pid(self) -> int:
         """The engine process's id."""
         return self._process.pid
+
+    def index(self, name: str) -> int:
+        """The core's place in the flight recorder."""
+        return next(index for index, spec in enumerate(self.specs) if spec.name == name)
+
+    def steps(self, name: str) -> Steps:
+        """What the core has done so far; needs no answer from the process."""
+        return self.flight.steps(self.index(name))
 
     async def ready(self, name: str) -> float:
         """Seconds the core took to load.

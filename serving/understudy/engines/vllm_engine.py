@@ -10,8 +10,9 @@ import copy
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vllm.v1.executor import Executor
 
 from understudy.config import ModelSpec
 from understudy.engines.base import Health, ShadowRequest
+from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
@@ -37,8 +39,6 @@ from understudy.errors import EngineDead, EngineError, Unsupported
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
-
-BUSY_TIMEOUT_S = 2.0
 
 
 def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
@@ -101,9 +101,10 @@ async def connect_challenger(
     traffic = Traffic()
     with own_registry() as metrics:
         llm = connect(spec, traffic)
-    engine = VllmEngine(model, llm, champion, load_s, traffic, metrics)
+    engine = VllmEngine(model, llm, champion, load_s, traffic, metrics, partial(process.steps, spec.name))
     deaths.listen(spec.name, engine.died)
     await engine.warm_up()
+    process.flight.forget_slices(process.index(spec.name))
     return engine
 
 
@@ -118,8 +119,10 @@ class VllmEngine:
         load_s: float,
         traffic: Traffic | None = None,
         metrics: CollectorRegistry | None = None,
+        steps: Callable[[], Steps] = Steps,
     ) -> None:
         self.name = model.name
+        self.steps = steps
         self.load_s = load_s
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
@@ -187,11 +190,8 @@ class VllmEngine:
         return request.observation(answers, timings, measured(final, self.traffic.batch_since(mark)))
 
     async def busy_s(self) -> float:
-        """Asked of the driver; 0.0 when it cannot answer."""
-        if not self.health().ready:
-            return 0.0
-        call = self._llm.engine_core.call_utility_async("understudy_busy_s")
-        return float(await asyncio.wait_for(call, BUSY_TIMEOUT_S))
+        """From the flight recorder: it answers at once, whatever the engine process is doing."""
+        return self.steps().busy_s
 
     async def close(self) -> None:
         """Close the client; the engine process is closed by its owner."""

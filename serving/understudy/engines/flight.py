@@ -1,0 +1,232 @@
+"""The flight recorder: what the driver of an engine process is doing, in a file that survives its crash.
+
+One memory-mapped file of doubles. The driver writes (a memory write each, no system call), the API process reads, at
+any time and without asking: while a step hangs, and after the process was killed. Who was at work when it ended is
+what decides whether a challenger is quarantined (quarantine.py).
+
+A slice is a stretch of a core's work that nothing can interrupt: a whole step, or on the CPU the part of it between
+two layers (preempt.py). The longest slice of a challenger is the longest that the champion can have had to wait.
+
+Imports neither vllm nor torch.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VERSION = 1.0
+RUNNING, ENDED = 0.0, 1.0
+IDLE, LOADING, STEPPING = 0.0, 1.0, 2.0
+ACTIVITIES = {IDLE: "idle", LOADING: "loading", STEPPING: "stepping"}
+
+# The header, one double each. Times are of the monotonic clock, which all processes of a machine share.
+_VERSION, _BOOT, _PID, _STATE, _CORE, _ACTIVITY, _SINCE, _HEARTBEAT = range(8)
+HEADER = 16
+
+# A core, one double each; the histogram of its slices follows.
+STEPS, BUSY_S, TOKENS, SLICES, LONGEST_S, OVER, LIMIT, YIELDED, GUARANTEED = range(9)
+HISTOGRAM = 12
+NUM_BUCKETS = 44
+SHORTEST_S = 20e-6  # the upper edge of the first bucket; each next one is larger by the square root of 2
+CORE = HISTOGRAM + NUM_BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the driver was doing when somebody looked: which core, loading or stepping, and for how long."""
+
+    core: int | None
+    kind: str
+    for_s: float
+    silent_s: float
+    """Seconds since the driver last gave a sign of life, which it does at least every second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Figures of one core. ``longest_ms`` and ``p99_ms`` are of its slices; p99 is rounded up by at most 41%."""
+
+    steps: int = 0
+    busy_s: float = 0.0
+    tokens: int = 0
+    slices: int = 0
+    longest_ms: float = 0.0
+    p99_ms: float = 0.0
+    over_limit: int = 0
+    """Slices that took longer than shadow.max_step_ms."""
+    max_tokens: int = 0
+    """Tokens that its next step may have; it follows from the steps before."""
+    yielded: int = 0
+    """How often it was interrupted for the champion."""
+    guaranteed: int = 0
+    """Slices taken from a busy champion under shadow.min_device_share."""
+
+
+class Flight:
+    """The recorder. One process writes; any number read.
+
+    Args:
+        path: the file. ``create`` makes it anew, with room for ``num_cores``; otherwise what is there is opened.
+    """
+
+    def __init__(self, path: Path, num_cores: int = 0, *, create: bool = False) -> None:
+        """Open it.
+
+        Raises:
+            OSError: it cannot be opened or mapped.
+            ValueError: what is there is not a recorder's.
+        """
+        self.path = path
+        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            if create:
+                os.posix_fallocate(descriptor, 0, 8 * (HEADER + CORE * num_cores))  # a full disk is heard of here
+            self._map = mmap.mmap(descriptor, 0)
+        finally:
+            os.close(descriptor)
+        if len(self._map) < 8 * HEADER:
+            raise ValueError(f"{path} is no flight recorder")
+        self._at = memoryview(self._map).cast("d")
+        if create:
+            self._at[_VERSION], self._at[_BOOT] = VERSION, boot_number()
+            self._at[_CORE] = -1.0
+        elif self._at[_VERSION] != VERSION:
+            raise ValueError(f"{path} is of another version")
+
+    # the driver's side
+
+    def begin(self, pid: int, now_s: float) -> None:
+        """The engine process is there."""
+        self._at[_PID], self._at[_HEARTBEAT], self._at[_STATE] = float(pid), now_s, RUNNING
+
+    def working(self, core: int, activity: float, now_s: float) -> None:
+        """From now on this core is at work. The order matters: who reads in between must not blame the wrong one."""
+        at = self._at
+        at[_ACTIVITY] = IDLE
+        at[_CORE], at[_SINCE], at[_HEARTBEAT] = core, now_s, now_s
+        at[_ACTIVITY] = activity
+
+    def resting(self, now_s: float) -> None:
+        """Nobody is at work."""
+        self._at[_ACTIVITY] = IDLE
+        self._at[_CORE], self._at[_HEARTBEAT] = -1.0, now_s
+
+    def end(self) -> None:
+        """The process ends on purpose, or its end has been dealt with."""
+        self._at[_STATE] = ENDED
+
+    def slice(self, core: int, elapsed_s: float, limit_s: float, *, guaranteed: bool = False) -> None:
+        """A slice has ended."""
+        at, base = self._at, HEADER + CORE * core
+        at[base + BUSY_S] += elapsed_s
+        at[base + SLICES] += 1
+        at[base + HISTOGRAM + bucket_of(elapsed_s)] += 1
+        at[base + LONGEST_S] = max(at[base + LONGEST_S], elapsed_s)
+        if elapsed_s > limit_s:
+            at[base + OVER] += 1
+        if guaranteed:
+            at[base + GUARANTEED] += 1
+
+    def step(self, core: int, tokens: int, next_max_tokens: int) -> None:
+        """A step has ended."""
+        at, base = self._at, HEADER + CORE * core
+        at[base + STEPS] += 1
+        at[base + TOKENS] += tokens
+        at[base + LIMIT] = next_max_tokens
+
+    def yielded(self, core: int) -> None:
+        """A core was interrupted for the champion."""
+        self._at[HEADER + CORE * core + YIELDED] += 1
+
+    def forget_slices(self, core: int) -> None:
+        """Start the figures of the slices anew: warming up is slow and hurts nobody."""
+        base = HEADER + CORE * core
+        for index in (SLICES, LONGEST_S, OVER, *range(HISTOGRAM, HISTOGRAM + NUM_BUCKETS)):
+            self._at[base + index] = 0.0
+
+    # the reader's side
+
+    @property
+    def pid(self) -> int:
+        """The engine process's id; 0 before it has begun."""
+        return int(self._at[_PID])
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended on purpose, or its end has been dealt with."""
+        return self._at[_STATE] == ENDED
+
+    @property
+    def of_this_boot(self) -> bool:
+        """Whether the machine has run since: after a power cut the file may be older than what happened."""
+        return self._at[_BOOT] == boot_number()
+
+    def activity(self, now_s: float) -> Activity:
+        """What it is doing, or was when it ended."""
+        core, kind = int(self._at[_CORE]), self._at[_ACTIVITY]
+        at_work = kind != IDLE and core >= 0
+        return Activity(
+            core if at_work else None,
+            ACTIVITIES[kind if at_work else IDLE],
+            now_s - self._at[_SINCE] if at_work else 0.0,
+            now_s - self._at[_HEARTBEAT],
+        )
+
+    def steps(self, core: int) -> Steps:
+        """The figures of a core."""
+        base = HEADER + CORE * core
+        at = self._at[base : base + CORE]
+        return Steps(
+            steps=int(at[STEPS]),
+            busy_s=round(at[BUSY_S], 3),
+            tokens=int(at[TOKENS]),
+            slices=int(at[SLICES]),
+            longest_ms=round(at[LONGEST_S] * 1e3, 3),
+            p99_ms=round(min(at[LONGEST_S], quantile(list(at[HISTOGRAM:]), 0.99)) * 1e3, 3),
+            over_limit=int(at[OVER]),
+            max_tokens=int(at[LIMIT]),
+            yielded=int(at[YIELDED]),
+            guaranteed=int(at[GUARANTEED]),
+        )
+
+    def describe(self, core: int) -> dict[str, Any]:
+        """The same as JSON."""
+        return asdict(self.steps(core))
+
+    def close(self) -> None:
+        """Unmap it. The file stays."""
+        self._at.release()
+        self._map.close()
+
+
+def bucket_of(seconds: float) -> int:
+    """The histogram's bucket: the first ends at SHORTEST_S, the last has no end."""
+    if seconds <= SHORTEST_S:
+        return 0
+    return min(NUM_BUCKETS - 1, math.ceil(2.0 * math.log2(seconds / SHORTEST_S) - 1e-9))
+
+
+def quantile(counts: list[float], fraction: float) -> float:
+    """Seconds that ``fraction`` of the counted slices did not exceed: the upper edge of a bucket. 0.0 without any."""
+    wanted = fraction * sum(counts)
+    seen = 0.0
+    for index, count in enumerate(counts):
+        seen += count
+        if count and seen >= wanted:
+            return SHORTEST_S * math.sqrt(2.0) ** index
+    return 0.0
+
+
+def boot_number() -> float:
+    """A number that changes when the machine starts anew; exact as a double."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return float(int(text.replace("-", "")[:12], 16))
