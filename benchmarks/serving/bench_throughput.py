@@ -57,11 +57,11 @@ def main() -> None:
     }  # fmt: skip
     for size in given.sizes:
         model = make(given.models.expanduser(), size)
-        results["sizes"][size] = asyncio.run(measure(size, model, given.concurrency, given.blocks))
+        results["sizes"][size] = measure(size, model, given.concurrency, given.blocks)
     finish(results, given.out)
 
 
-async def measure(size: str, model: str, concurrencies: Sequence[int], num_blocks: int) -> dict[str, Any]:
+def measure(size: str, model: str, concurrencies: Sequence[int], num_blocks: int) -> dict[str, Any]:
     """All concurrencies of one model."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-throughput-")))
@@ -74,7 +74,9 @@ async def measure(size: str, model: str, concurrencies: Sequence[int], num_block
         httpx.post(f"{ours}/shadow/pause", timeout=60).raise_for_status()
         theirs = stack.enter_context(servers.vllm(model, ENGINE_ARGS, folder))
         urls = {"vllm": theirs, "understudy": ours, "vllm again": theirs}
-        return {str(concurrency): await compare(size, urls, concurrency, num_blocks) for concurrency in concurrencies}
+        return {
+            str(concurrency): asyncio.run(compare(size, urls, concurrency, num_blocks)) for concurrency in concurrencies
+        }
 
 
 async def compare(size: str, urls: dict[str, str], concurrency: int, num_blocks: int) -> dict[str, Any]:

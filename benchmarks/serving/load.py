@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -102,16 +103,14 @@ async def open_loop(url: str, bodies: Iterator[bytes], at_s: Sequence[float]) ->
 
 async def closed_loop(url: str, bodies: Iterator[bytes], num_requests: int, concurrency: int) -> list[Seen]:
     """``concurrency`` clients, each sends its next request when it has its answer."""
-    seen: list[Seen] = []
     left = iter(range(num_requests))
 
-    async def one_client(session: aiohttp.ClientSession) -> None:
-        for _ in left:
-            seen.append(await send_at(session, url, next(bodies), time.monotonic()))
+    async def one_client(session: aiohttp.ClientSession) -> list[Seen]:
+        return [await send_at(session, url, next(bodies), time.monotonic()) for _ in left]
 
     async with client() as session:
-        await asyncio.gather(*(one_client(session) for _ in range(concurrency)))
-    return seen
+        by_client = await asyncio.gather(*(one_client(session) for _ in range(concurrency)))
+    return [seen for one in by_client for seen in one]
 
 
 def client() -> aiohttp.ClientSession:
@@ -139,7 +138,7 @@ async def send_at(session: aiohttp.ClientSession, url: str, body: bytes, at_s: f
             error = "" if done else "the stream ended without [DONE]" if status == 200 else f"status {status}"
     except (aiohttp.ClientError, TimeoutError, OSError) as fault:
         error = f"{type(fault).__name__}: {fault}"
-    gaps = tuple(later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False))
+    gaps = tuple(later - earlier for earlier, later in pairwise(stamps))
     first = stamps[0] if stamps else None
     return Seen(at_s, first, time.monotonic(), gaps, status, text_of(text), error)
 

@@ -51,7 +51,7 @@ def vllm(model: str, engine_args: Mapping[str, Any], folder: Path, name: str = "
 
 @contextlib.contextmanager
 def _running(command: list[str], port: int, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    settings = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | environment
+    settings = {**os.environ, "VLLM_LOGGING_LEVEL": "WARNING", **environment}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=settings)
     try:

@@ -17,12 +17,17 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         ConfigError: naming the key, the value and the rule; nothing was started then.
     """
+    return application(args)
+
+
+def application(args: Mapping[str, Any], door: str | None = None) -> serve.Application:
+    """The same; with ``door`` the replica takes its connections there, past Ray Serve's proxies (see door.py)."""
     config = parse(args)
     from understudy.deployment import Replica
 
     replica = Replica.options(ray_actor_options={"num_gpus": num_gpus(config)})  # type: ignore[attr-defined]
-    application: serve.Application = replica.bind(dict(args))
-    return application
+    bound: serve.Application = replica.bind(dict(args), door)
+    return bound
 
 
 def num_gpus(config: Config) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import serve
 
+from understudy.door import Guest
 from understudy.server import Server
 
 MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5 would hold requests back
@@ -25,9 +26,13 @@ class Replica:
     """Serves vLLM's app over the fork, and /shadow beside it."""
 
     _server: Server | None = None
+    _guest: Guest | None = None
 
-    async def __init__(self, raw_config: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, raw_config: Mapping[str, Any], door: str | None) -> None:  # type: ignore[misc]  # awaited
         self._server = await Server.start(raw_config, replica=serve.get_replica_context().rank.rank)
+        if door is not None:
+            self._guest = await Guest.enter(door)
+            self._guest.serve(self._server.app)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray Serve asks for the app once the constructor is through."""
@@ -36,9 +41,16 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises when the champion's engine is gone: Ray Serve then replaces this replica."""
-        if self._server is not None:
-            self._server.check_health()
+        try:
+            if self._server is not None:
+                self._server.check_health()
+        except Exception:
+            if self._guest is not None:
+                self._guest.refuse()  # the next replica answers what comes now
+            raise
 
     async def __del__(self) -> None:
+        if self._guest is not None:
+            await self._guest.leave()
         if self._server is not None:
             await self._server.close()

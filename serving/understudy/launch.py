@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from understudy.config import parse
+from understudy.door import Door
 from understudy.errors import ConfigError, EngineStartError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -61,13 +62,20 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
     config = parse(raw)
     if not is_loopback(host) and config.auth.shadow_key is None:
         raise ConfigError(f"auth.shadow_key: must be set where the server listens beyond this machine (--host {host})")
-    refuse_taken_port(host, port)
+    with Door(host, port) as door, _deployed(raw, door.path, quiet=quiet):
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{port}"
+
+
+@contextmanager
+def _deployed(raw: Mapping[str, Any], door: str, *, quiet: bool) -> Iterator[None]:
+    """Ray with the deployment in it, for the time of the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
     started = time.monotonic()
     import ray
     from ray import serve
 
-    from understudy.app import build
+    from understudy.app import application
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     ray.init(address="local", include_dashboard=False, log_to_driver=not quiet, logging_level=logging.WARNING)
@@ -75,15 +83,14 @@ def running(raw: Mapping[str, Any], *, host: str = "127.0.0.1", port: int = 8000
         if threading.current_thread() is threading.main_thread():
             signal.signal(number, handler)
     try:
-        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        serve.start(http_options={"location": "Disabled"})  # no proxy: the replica listens at the door
         try:
-            serve.run(build(raw), name="understudy", route_prefix="/", blocking=False)
+            serve.run(application(raw, door), name="understudy", route_prefix="/", blocking=False)
         except RuntimeError as fault:
             said = serve.status().applications["understudy"].deployments["understudy"].message
             raise EngineStartError(f"the champion did not come up: {last_line(said or str(fault))}") from fault
         click.echo(f"understudy: up after {time.monotonic() - started:.1f} s")
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{port}"
+        yield
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -97,17 +104,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raise ConfigError before anything is started where the port cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as fault:
-            raise ConfigError(f"--port {port}: cannot listen on {host}: {fault.strerror}") from fault
 
 
 def free_port() -> int:

@@ -1,0 +1,144 @@
+"""Where ``understudy serve`` listens: the launcher holds the socket, the replica accepts from it.
+
+Ray Serve's proxy is a process between client and replica: every chunk of a stream crosses it (measured in
+benchmarks/serving/bench_throughput.py: half the requests per second). One replica needs no balancing, so it serves
+with uvicorn, in the loop where vLLM's app and the lane live, as vLLM's own server does. Ray still starts, watches and
+replaces it; while it does, connections wait in the socket's backlog and are not refused, and nobody else gets the port.
+
+    launcher                            replica (any number of times)
+    with Door(host, port) as door:      guest = await Guest.enter(path)
+        deploy(..., door.path)          guest.serve(app)
+                                        await guest.leave()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+
+from understudy.errors import ConfigError
+
+log = logging.getLogger(__name__)
+BACKLOG = 2048
+DRAIN_S = 50.0
+"""Open answers get this long to end when the server is stopped; less than Ray Serve's graceful_shutdown_timeout_s."""
+KEEP_ALIVE_S = 5
+"""As vLLM's own server."""
+
+
+class Door:
+    """The listening socket, and a private Unix socket at ``path`` that hands it to whoever connects.
+
+    Raises:
+        ConfigError: the port cannot be had; nothing was started then.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._listening = listening_socket(host, port)
+        self._folder = tempfile.mkdtemp(prefix="understudy-door-")  # 0700: of this user alone
+        self.path = str(Path(self._folder) / "door")
+        self._handing = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._handing.bind(self.path)
+        self._handing.listen()
+        threading.Thread(target=self._hand_out, daemon=True, name="door").start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handing.shutdown(socket.SHUT_RDWR)  # wakes the thread; close() alone would not
+        self._handing.close()
+        self._listening.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _hand_out(self) -> None:
+        while True:
+            try:
+                taker, _ = self._handing.accept()
+            except OSError:
+                return  # closed
+            with taker, contextlib.suppress(OSError):  # a replica that died while it asked
+                socket.send_fds(taker, [b"door"], [self._listening.fileno()])
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Bound, and not yet listening: clients are refused until the first replica is up.
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as fault:
+        made.close()
+        raise ConfigError(f"--port {port}: cannot listen on {host}: {fault.strerror}") from fault
+    return made
+
+
+def take_socket(path: str) -> socket.socket:
+    """The launcher's listening socket, in this process. Blocks for as long as the launcher needs to answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.connect(path)
+        _, (number,), _, _ = socket.recv_fds(asking, 16, 1)
+    return socket.socket(fileno=number)
+
+
+class Guest:
+    """The replica's side: an HTTP server on the launcher's socket, in the running loop."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def enter(cls, path: str) -> Self:
+        """Take the socket. Raises OSError where the launcher is gone."""
+        return cls(await asyncio.to_thread(take_socket, path))
+
+    def serve(self, app: Any) -> None:
+        """Accept connections from now on. The app's lifespan is Ray Serve's business."""
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # a line for every request is time on the answer's path
+            log_level="warning",
+            lifespan="off",
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(DRAIN_S),
+        )
+        self._server = _Unsignalled(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listening]), name="http")
+
+    def refuse(self) -> None:
+        """Accept nothing more: what is to come waits in the backlog for the next replica."""
+        if self._server is not None:
+            self._server.should_exit = True
+
+    async def leave(self) -> None:
+        """Let open answers end, within ``DRAIN_S``. Idempotent."""
+        self.refuse()
+        if self._serving is not None:
+            await self._serving
+        self._listening.close()
+
+
+class _Unsignalled(uvicorn.Server):
+    """Signals are the launcher's and Ray's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,102 @@
+"""The listening socket outlives the replicas that accept from it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from understudy.door import Door, Guest
+from understudy.errors import ConfigError
+from understudy.launch import free_port
+
+
+def app_that_says(word: str) -> Any:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": word.encode()})
+
+    return app
+
+
+async def get(port: int) -> str:
+    async with httpx.AsyncClient(timeout=20) as client:
+        return (await client.get(f"http://127.0.0.1:{port}/")).text
+
+
+async def replaced(door: Door, port: int) -> list[str]:
+    first = await Guest.enter(door.path)
+    first.serve(app_that_says("first"))
+    said = [await get(port)]
+    await first.leave()
+    waiting = asyncio.create_task(get(port))  # nobody accepts now, and it is not refused either
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    second = await Guest.enter(door.path)
+    second.serve(app_that_says("second"))
+    said.append(await waiting)
+    await second.leave()
+    await second.leave()  # once more does no harm
+    return said
+
+
+def test_a_request_that_comes_between_two_replicas_waits_for_the_second() -> None:
+    port = free_port()
+    with Door("127.0.0.1", port) as door:
+        assert asyncio.run(replaced(door, port)) == ["first", "second"]
+
+
+def test_a_guest_that_refuses_ends_its_open_answers_first() -> None:
+    port, release = free_port(), asyncio.Event()
+
+    async def slow(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
+        await release.wait()
+        await send({"type": "http.response.body", "body": b"ended"})
+
+    async def scenario(path: str) -> str:
+        guest = await Guest.enter(path)
+        guest.serve(slow)
+        async with httpx.AsyncClient(timeout=20) as client, client.stream("GET", f"http://127.0.0.1:{port}/") as answer:
+            chunks = answer.aiter_text()
+            text = await anext(chunks)
+            leaving = asyncio.create_task(guest.leave())
+            await asyncio.sleep(0.05)
+            assert not leaving.done()
+            release.set()
+            text += "".join([chunk async for chunk in chunks])
+        await leaving
+        return text
+
+    with Door("127.0.0.1", port) as door:
+        assert asyncio.run(scenario(door.path)) == "begun ended"
+
+
+def test_clients_are_refused_before_the_first_replica_and_after_the_door_is_closed() -> None:
+    port = free_port()
+    with Door("127.0.0.1", port), socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_taken_port_is_a_config_error_that_names_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen on 127.0.0.1"):
+            Door("127.0.0.1", port)
+
+
+def test_only_its_owner_can_take_the_socket() -> None:
+    with Door("127.0.0.1", free_port()) as door:
+        folder = Path(door.path).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
