@@ -44,7 +44,8 @@ class ChampionWitness:
 
     __slots__ = (
         "_arrived_s", "_arrived_unix_s", "_batch_size", "_error", "_finished_s", "_mark", "_model", "_outcome",
-        "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context", "exchange_id", "unsupported",
+        "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context", "exchange_id",
+        "unsupported",
     )  # fmt: skip
 
     def __init__(
