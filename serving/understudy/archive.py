@@ -90,7 +90,9 @@ class Archive:
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """Steps 8 and 9: keep the ending, and let the judge see it."""
-        self._append(Ended(exchange.exchange_id, challenger, ending, time.time()))
+        seen, asked = ending.challenger, exchange.champion
+        same_prompt = seen is not None and seen.prompt_token_ids == asked.prompt_token_ids
+        self._append(Ended(exchange.exchange_id, challenger, ending, time.time(), same_prompt))
         self._hear(exchange, challenger, ending)
 
     # what people ask and tell

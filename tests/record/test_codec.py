@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from understudy.errors import RecordError
 from understudy.record import Accepted, Control, Ended, Event, decode, encode, from_json
 from understudy.record.codec import decode_head
-from understudy.record.lines import frame, is_whole
+from understudy.record.lines import frame, is_whole, links_of, record_of
 from understudy.record.schema import head_of
 from understudy.types import (
     NOT_MEASURED,
+    Answer,
     Comparison,
     Ending,
     Exchange,
@@ -85,9 +89,44 @@ def test_numbers_that_are_not_finite() -> None:
     assert b"NaN" not in encode(with_logprobs(math.nan), plain)
 
 
-def test_floats_are_exact() -> None:
-    event = with_logprobs(0.1, -1e-300, 1 / 3, -123456.789e10, 5e-324)
+def test_logprobs_are_float32_and_other_numbers_exact() -> None:
+    event = with_logprobs(*(float(np.float32(value)) for value in (-0.1, -1 / 3, -123.456, -1e-30)))
     assert from_json(decode(encode(event, plain))) == event
+    assert b"f32:" in encode(event, plain)
+    named = Comparison({"a": 0.1, "b": -1e-300, "c": 1 / 3, "d": 5e-324})
+    compared = Ended("e", "b", Ending(State.COMPARED, comparison=named), 1.0)
+    assert from_json(decode(encode(compared, plain))) == compared
+
+
+def test_a_prompt_that_is_the_champions_is_not_written_twice() -> None:
+    event = replace(ended(1), same_prompt=True)
+    document = decode(encode(event, plain))
+    assert document["observation"]["prompt_token_ids"] is None
+    read: Any = from_json(document)
+    assert read.same_prompt
+    assert read.ending.challenger.prompt_token_ids == ()
+
+
+VERSION_1 = """\
+{"crc":"%08x","v":1,"kind":"accepted","exchange_id":"ex-1","request_id":"r","client_request_id":null,\
+"arrived_unix_s":1.5,"challengers":["b"],"offered":{"b":1},"endpoint":"/v1/completions","tags":{"session":"s"},\
+"shadow_off":false,"body":null,"prompt_text":"hi","parameters":{"n":1},"champion":{"model":"m","outcome":"finished",\
+"rendered":"token_ids","error":null,"prompt_token_ids":[1,2],"timings":{"arrived_s":1.0,"first_token_s":null,\
+"finished_s":2.0},"answers":[{"text":"f32:","finish_reason":"stop","token_ids":[3],"logprobs":["-inf",-0.1]}],\
+"scores":[]}}
+"""
+
+
+def test_records_of_version_1_still_read() -> None:
+    covered = VERSION_1.partition(",")[2][:-1]
+    line = (VERSION_1 % zlib.crc32(covered.encode())).encode()
+    assert is_whole(line)
+    assert not is_whole(line.replace(b"hi", b"ho"))
+    event: Any = from_json(decode(line))
+    assert event.exchange.champion.answers[0] == Answer((3,), "f32:", "stop", (-math.inf, -0.1))
+    assert decode_head(line) == replace_struct(head_of(event), v=1)
+    assert links_of(line) is None
+    assert decode(record_of(line)) == {name: value for name, value in decode(line).items() if name != "crc"}
 
 
 def test_what_json_does_not_know_is_written_as_its_repr() -> None:
@@ -109,7 +148,7 @@ def test_unknown_fields_are_skipped_and_missing_ones_have_their_default() -> Non
 
 @pytest.mark.parametrize(
     "line",
-    [b"[1]", b"{}", b'{"v":2,"kind":"ended"}', b'{"v":1,"kind":"other"}', b'{"v":1,"kind":3}', b"{", b"\xff"],
+    [b"[1]", b"{}", b'{"v":9,"kind":"ended"}', b'{"v":1,"kind":"other"}', b'{"v":1,"kind":3}', b"{", b"\xff"],
 )
 def test_what_is_no_event_is_an_error(line: bytes) -> None:
     for read in (decode, decode_head):

@@ -177,7 +177,7 @@ def test_the_backlog_is_bounded_and_what_is_lost_is_counted_and_recorded(tmp_pat
                 flush(keeper)
             assert keeper._writer._backlog.num_bytes < 2 * SMALL.max_backlog_bytes
         num_lost = keeper.num_lost
-        assert 80 < num_lost < 100
+        assert 75 < num_lost < 100
         assert f"{num_lost} events were lost" in keeper.health()[1]
         disk.free_bytes = 1 << 20
         with pytest.raises(RecordError, match=f"{num_lost} events were lost"):
@@ -402,7 +402,7 @@ def test_a_backlog_is_written_in_groups_as_far_as_the_disk_has_room(tmp_path: Pa
             keeper.append(accepted(number))
         with pytest.raises(RecordError, match="space"):
             flush(keeper)
-        disk.free_bytes = SMALL.group_bytes + 1_000
+        disk.free_bytes = SMALL.group_bytes + 1_400
         with pytest.raises(RecordError, match="space"):
             flush(keeper)
         assert 0 < len(keeper.find("ex-0")) <= 1

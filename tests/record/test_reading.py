@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_read_is_refused_and_free_again(filled: Path) ->
     last.write_bytes(b"")
     hidden = segment_path(filled, 98)
     hidden.mkdir()
-    with pytest.raises(RecordError, match="cannot be read"):
+    with pytest.raises(RecordError, match="cannot be"):
         open_keeper(filled)
     hidden.rmdir()
     open_keeper(filled).close()
@@ -234,7 +234,7 @@ def test_a_folder_that_cannot_be_read_is_refused_and_free_again(filled: Path) ->
 
 def test_a_line_of_another_version_is_damage_with_a_place(filled: Path) -> None:
     with segment_path(filled, 1).open("ab") as file:
-        file.write(frame(b'{"v":2,"kind":"accepted"}'))
+        file.write(frame(b'{"v":9,"kind":"accepted"}'))
     keeper = open_index(filled, 100)
     assert keeper.recovery.num_damaged == 1
-    assert "a record of version 2" in keeper.recovery.damage[0]
+    assert "a record of version 9" in keeper.recovery.damage[0]

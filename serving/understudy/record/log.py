@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from understudy.errors import RecordError
-from understudy.record.lines import Place, segment_path, segments
+from understudy.record.lines import Chain, Place, links_of, segment_path, segments
 from understudy.record.lock import FolderLock
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,15 @@ class SegmentLog:
     def __init__(self, folder: Path, *, max_segment_bytes: int = MAX_SEGMENT_BYTES, disk: Disk) -> None:
         """Take the folder and cut the half-written line that a dead writer may have left.
 
-        ``num_cut_bytes`` says how long that was. Needs no free space if the folder was used before.
+        ``num_cut_bytes`` says how long that was, ``chain`` where the chain stands after what is left; who makes
+        lines goes on with it. Needs no free space if the folder was used before.
 
         Raises:
             RecordError: another writer has the folder, or the store does not allow it.
         """
         self._folder, self._max_segment_bytes, self._disk = folder, max_segment_bytes, disk
         self._fd, self._segment, self._size_bytes, self.num_cut_bytes = -1, 1, 0, 0
+        self.chain = Chain()
         try:
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ class SegmentLog:
                 self._segment = numbers[-1]
                 path = segment_path(folder, self._segment)
                 self._size_bytes, self.num_cut_bytes = _cut_tail(path, disk.sync)
+                self.chain = _last_chain(folder, numbers)
         except OSError as error:
             self._lock.close()
             raise RecordError(f"{folder} cannot be written: {error}") from error
@@ -145,6 +148,28 @@ def _cut_tail(path: Path, sync: Callable[[int], None]) -> tuple[int, int]:
             file.truncate(end)
         sync(file.fileno())  # what a killed writer left in the page cache will be believed from now on
     return end, size_bytes - end
+
+
+def _last_chain(folder: Path, numbers: Sequence[int]) -> Chain:
+    """Where the chain stands after the last line of the newest file that has any."""
+    for number in reversed(numbers):
+        if (line := _last_line(segment_path(folder, number))) is not None:
+            links = links_of(line)
+            return Chain() if links is None else Chain(links[0] + 1, links[2])
+    return Chain()
+
+
+def _last_line(path: Path) -> bytes | None:
+    with path.open("rb") as file:
+        start = end = file.seek(0, os.SEEK_END)
+        while start:
+            start = max(0, start - READ_BYTES)
+            file.seek(start)
+            found = file.read(end - 1 - start).rfind(b"\n")
+            if found >= 0 or not start:
+                file.seek(start + found + 1)
+                return file.readline()
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from understudy.types import State
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_LOG: Final = ("crc", "v", "kind", "challengers", "offered")
+_OF_THE_LOG: Final = ("crc", "sha", "chain", "n", "v", "kind", "challengers", "offered")
 MAX_FOUND: Final = 100
 Given = Mapping[str, Sequence[tuple[float, int, dict[str, Any]]]]  # by id: when, a number of its own, a view
 
@@ -154,6 +154,9 @@ class RecordReader:
         view = {name: value for name, value in accepted.items() if name not in _OF_THE_LOG}
         view["challengers"] = {name: _challenger_view({}) for name in accepted.get("challengers", ())}
         for ended in map(self._decoded, reversed(places.ended)):  # were there two, the first one counts
+            seen = ended.get("observation")
+            if seen is not None and seen["prompt_token_ids"] is None:
+                seen["prompt_token_ids"] = accepted["champion"]["prompt_token_ids"]
             view["challengers"][ended["challenger"]] = _challenger_view(ended)
         given = map(self._decoded, places.feedback)
         view["feedback"] = list(map(_feedback_view, given))

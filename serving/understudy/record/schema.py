@@ -39,7 +39,8 @@ import msgspec
 
 from understudy.types import Ending, Exchange
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, 2)  # what can be read
 DescribeParameters = Callable[[Any], Mapping[str, Any]]
 
 
@@ -54,12 +55,16 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The one terminal state of an exchange for one challenger."""
+    """The one terminal state of an exchange for one challenger.
+
+    ``same_prompt``: the challenger's prompt token ids are the champion's, and are not written twice.
+    """
 
     exchange_id: str
     challenger: str
     ending: Ending
     at_unix_s: float
+    same_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

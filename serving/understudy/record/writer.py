@@ -196,7 +196,7 @@ class Writer:
         start = len(group.lines)
         try:
             head = head_of(event)
-            append_line(group.lines, lambda line: self._append_json(line, event))
+            append_line(group.lines, lambda line: self._append_json(line, event), self._log.chain)
         except Exception:
             logger.exception("an event cannot be recorded: %s", type(event).__name__)
             self._lose(1)
