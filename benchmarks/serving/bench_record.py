@@ -40,6 +40,7 @@ from understudy.record import Accepted, Ended, Event, RecordKeeper, RecordReader
 from understudy.record.index import Index
 from understudy.record.lines import scan
 from understudy.record.recover import replay
+from understudy.record.sources import Source
 from understudy.types import (
     Answer,
     Comparison,
@@ -273,7 +274,7 @@ def measure_reading(folder: Path, events: Sequence[Event]) -> dict[str, Any]:
         keeper.append(event)
     keeper.close()
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    replay_s = min(timed(lambda: replay(folder, Index())) for _ in range(3))
+    replay_s = min(timed(lambda: replay(Source.at(folder), Index())) for _ in range(3))
     iterate_s = min(timed(lambda: sum(1 for _ in keeper.iterate())) for _ in range(2))
     ids = [event.exchange.exchange_id for event in events if isinstance(event, Accepted)][::10]
     find_s = [timed(lambda id=id: keeper.find(id)) for id in ids]  # type: ignore[misc]
@@ -291,7 +292,7 @@ def index_bytes(folder: Path) -> float:
     tracemalloc.start()
     index = Index()
     before, _ = tracemalloc.get_traced_memory()
-    replay(folder, index)
+    replay(Source.at(folder), index)
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -9,9 +9,9 @@ import pytest
 
 from understudy.errors import RecordError
 from understudy.record import Control, Event, RecordKeeper, RecordReader
-from understudy.record import reading as reading_module
 from understudy.record.index import Index
 from understudy.record.lines import frame, segment_path
+from understudy.record.sources import Source
 from understudy.types import State
 
 from .builders import accepted, ended, feedback, flush, open_keeper
@@ -143,7 +143,7 @@ def test_an_unknown_id_is_not_searched_in_the_log_when_the_index_knows_all(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = open_index(filled, 100).reader
-    monkeypatch.setattr(reading_module, "scan", None)
+    monkeypatch.setattr(Source, "heads", None)
     assert reader.find("unknown") == []
 
 

@@ -1,12 +1,13 @@
 """The record: every sampled exchange and its endings, durable, found again and counted across restarts.
 
-keeper.py   RecordKeeper: all of it together
-schema.py   what an event is                             codec.py    to JSON and back
-writer.py   the thread between append() and the disk     backlog.py  what waits in it
-log.py      segment files, appended in groups            lines.py, lock.py  a line; one writer for a folder
-index.py    where the newest exchanges are               reading.py  RecordReader: find one, iterate over all
-scanning.py scan(): all replicas under one URL, merged
-recover.py  what the time before has left
+keeper.py    RecordKeeper: all of it together            scanning.py  scan(): all replicas under one URL, merged
+schema.py    what an event is                            codec.py     to JSON and back
+writer.py    the thread between append() and the disk    backlog.py   what waits in it
+log.py       the log's files, appended in groups         lines.py     a line and its chain; lock.py  one writer
+seal.py      files of the log become sealed segments     columns.py   a record as a row; sealed.py  Parquet
+manifest.py  what a sealed segment is                    merkle.py    trees over it; store.py  where it is
+sources.py   one writer's log and sealed segments        reading.py   RecordReader: find one, iterate over all
+index.py     where the newest exchanges are              recover.py   what the time before has left
 """
 
 from understudy.record.codec import decode, encode, from_json

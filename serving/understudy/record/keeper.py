@@ -25,6 +25,8 @@ from understudy.record.log import MAX_SEGMENT_BYTES, Disk, SegmentLog
 from understudy.record.reading import RecordReader
 from understudy.record.recover import Recovery, replay
 from understudy.record.schema import DescribeParameters, Event, Head
+from understudy.record.sources import Source
+from understudy.record.store import LocalStore, Store
 from understudy.record.writer import World, Writer, WriterLimits
 
 DEFAULT_LIMITS = WriterLimits()
@@ -50,6 +52,7 @@ class RecordKeeper:
         folder: Path,
         *,
         describe_parameters: DescribeParameters,
+        store: Store | None = None,
         limits: WriterLimits = DEFAULT_LIMITS,
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
         max_indexed: int = MAX_EXCHANGES,
@@ -62,6 +65,7 @@ class RecordKeeper:
             folder: of this writer alone.
             describe_parameters: turns ``Exchange.parameters`` into a plain dict, later, in the writer thread:
                 it must not depend on anything that changes. If it fails, the exchange is recorded without.
+            store: where sealed segments go; the folder itself where not given.
             limits: of the writer.
             max_segment_bytes: a segment as large as this is followed by a new one.
             max_indexed: exchanges that find() finds without a scan, about 1 KB of memory each.
@@ -71,10 +75,12 @@ class RecordKeeper:
         Raises:
             RecordError: another writer has the folder, or the store does not allow it.
         """
-        log = SegmentLog(folder, max_segment_bytes=max_segment_bytes, disk=disk)
+        source = Source(folder, store or LocalStore(folder))
+        segment, chain, _ = source.end_of_sealed()
+        log = SegmentLog(folder, max_segment_bytes=max_segment_bytes, disk=disk, sealed=(segment, chain))
         index, index_lock = Index(max_indexed), threading.Lock()
         try:
-            recovery = replay(folder, index, log.num_cut_bytes)
+            recovery = replay(source, index, log.num_cut_bytes)
         except BaseException:
             log.close()
             raise
@@ -86,7 +92,7 @@ class RecordKeeper:
 
         writer = Writer(log, on_disk, describe_parameters, limits, world)
         writer.start()
-        return cls(recovery, RecordReader(folder, index, index_lock), writer)
+        return cls(recovery, RecordReader(source, index, index_lock), writer)
 
     @property
     def num_lost(self) -> int:

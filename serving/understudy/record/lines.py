@@ -117,27 +117,39 @@ def segments(folder: Path) -> list[int]:
 
 
 def scan(folder: Path, damaged: Callable[[RecordError], None]) -> Iterator[tuple[Place, bytes]]:
-    """Every whole line, oldest first, while a writer may be appending. One line at a time is in memory.
+    """Every whole line of the log's files, oldest first; see scan_segment."""
+    numbers = segments(folder)
+    for number in numbers:
+        yield from scan_segment(folder, number, damaged, is_last=number == numbers[-1])
+
+
+def scan_segment(
+    folder: Path, number: int, damaged: Callable[[RecordError], None], *, is_last: bool
+) -> Iterator[tuple[Place, bytes]]:
+    """Every whole line of one file, while a writer may be appending. One line at a time is in memory.
 
     Args:
         folder: of the log.
+        number: of the segment.
         damaged: told of every line that is not what was written, with its file and offset.
+        is_last: whether a line without its end may be one that is being written just now.
 
     Raises:
-        RecordError: a segment cannot be opened or read at all.
+        FileNotFoundError: there is no such file.
+        RecordError: it cannot be opened or read.
     """
-    numbers = segments(folder)
+    offset = 0
     try:
-        for number in numbers:
-            offset = 0
-            with segment_path(folder, number).open("rb", buffering=_READ_BYTES) as file:
-                for line in file:
-                    place, offset = Place(number, offset), offset + len(line)
-                    if is_whole(line):
-                        yield place, line
-                    elif line.endswith(b"\n") or number != numbers[-1]:
-                        damaged(damage(folder, place, "the line is not what was written"))
-                    # else: it is being written, or its writer died and nobody has opened the folder since
+        with segment_path(folder, number).open("rb", buffering=_READ_BYTES) as file:
+            for line in file:
+                place, offset = Place(number, offset), offset + len(line)
+                if is_whole(line):
+                    yield place, line
+                elif line.endswith(b"\n") or not is_last:
+                    damaged(damage(folder, place, "the line is not what was written"))
+                # else: it is being written, or its writer died and nobody has opened the folder since
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise RecordError(f"{folder} cannot be read: {error}") from error
 
@@ -146,12 +158,15 @@ def read(folder: Path, place: Place) -> bytes:
     """The line at one place.
 
     Raises:
-        RecordError: it is not what was written, or is gone.
+        FileNotFoundError: there is no such file.
+        RecordError: it is not what was written.
     """
     try:
         with segment_path(folder, place.segment).open("rb") as file:
             file.seek(place.offset_bytes)
             line = file.readline()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise RecordError(f"{segment_path(folder, place.segment)}: {error}") from error
     if not is_whole(line):

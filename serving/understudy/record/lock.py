@@ -1,4 +1,4 @@
-"""One writer for each folder."""
+"""One writer for each folder; one who seals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from understudy.errors import RecordError
 class FolderLock:
     """The right to write in a folder, until close() or the end of the process."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take it.
+    def __init__(self, folder: Path, name: str = "lock") -> None:
+        """Take it. Other names are other rights.
 
         Raises:
             RecordError: another writer has it.
             OSError: the store does not allow it.
         """
-        path = folder / "lock"
+        path = folder / name
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,7 +28,8 @@ class FolderLock:
         except BlockingIOError as error:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
-            raise RecordError(f"{folder} has a writer already, process {holder or 'unknown'}") from error
+            doing = "writer" if name == "lock" else "sealer"
+            raise RecordError(f"{folder} has a {doing} already, process {holder or 'unknown'}") from error
         except BaseException:
             os.close(self._fd)
             raise

@@ -10,18 +10,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from understudy.errors import RecordError
 from understudy.record.lines import Chain, Place, links_of, segment_path, segments
 from understudy.record.lock import FolderLock
+from understudy.record.store import sync_folder
 
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES: Final = 64 << 20
 READ_BYTES: Final = 1 << 20
+GENESIS_CHAIN: Final = Chain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +38,41 @@ class Disk:
 class SegmentLog:
     """The one writer of a folder. Not thread-safe. Files are 0600, a folder made here is 0700."""
 
-    def __init__(self, folder: Path, *, max_segment_bytes: int = MAX_SEGMENT_BYTES, disk: Disk) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_segment_bytes: int = MAX_SEGMENT_BYTES,
+        disk: Disk,
+        sealed: tuple[int, Chain] = (0, GENESIS_CHAIN),
+    ) -> None:
         """Take the folder and cut the half-written line that a dead writer may have left.
 
         ``num_cut_bytes`` says how long that was, ``chain`` where the chain stands after what is left; who makes
-        lines goes on with it. Needs no free space if the folder was used before.
+        lines goes on with it. Needs no free space if the folder was used before. ``sealed`` is the newest sealed
+        segment, behind which a log without files begins.
 
         Raises:
             RecordError: another writer has the folder, or the store does not allow it.
         """
         self._folder, self._max_segment_bytes, self._disk = folder, max_segment_bytes, disk
-        self._fd, self._segment, self._size_bytes, self.num_cut_bytes = -1, 1, 0, 0
-        self.chain = Chain()
+        self._fd, self._segment, self._size_bytes, self.num_cut_bytes = -1, sealed[0] + 1, 0, 0
+        self.chain = replace(sealed[1])
         try:
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
             self._lock = FolderLock(folder)
         except OSError as error:
             raise RecordError(f"{folder} cannot be written: {error}") from error
         try:
             if folder.stat().st_mode & 0o077:
                 logger.warning("%s can be opened by others; its files cannot", folder)
-            if numbers := segments(folder):
+            if numbers := [number for number in segments(folder) if number > sealed[0]]:
                 self._segment = numbers[-1]
                 path = segment_path(folder, self._segment)
                 self._size_bytes, self.num_cut_bytes = _cut_tail(path, disk.sync)
-                self.chain = _last_chain(folder, numbers)
+                self.chain = _last_chain(folder, numbers) or self.chain
         except OSError as error:
             self._lock.close()
             raise RecordError(f"{folder} cannot be written: {error}") from error
@@ -119,7 +129,7 @@ class SegmentLog:
                 self._segment, self._size_bytes = self._segment + 1, 0
                 raise FileNotFoundError(f"{path} is shorter than what was written")
             self._disk.truncate(fd, self._size_bytes)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except BaseException:
             os.close(fd)
             raise
@@ -150,13 +160,13 @@ def _cut_tail(path: Path, sync: Callable[[int], None]) -> tuple[int, int]:
     return end, size_bytes - end
 
 
-def _last_chain(folder: Path, numbers: Sequence[int]) -> Chain:
-    """Where the chain stands after the last line of the newest file that has any."""
+def _last_chain(folder: Path, numbers: Sequence[int]) -> Chain | None:
+    """Where the chain stands after the last line of the newest file that has any; None where none has."""
     for number in reversed(numbers):
         if (line := _last_line(segment_path(folder, number))) is not None:
             links = links_of(line)
-            return Chain() if links is None else Chain(links[0] + 1, links[2])
-    return Chain()
+            return None if links is None else Chain(links[0] + 1, links[2])
+    return None
 
 
 def _last_line(path: Path) -> bytes | None:
@@ -170,11 +180,3 @@ def _last_line(path: Path) -> bytes | None:
                 file.seek(start + found + 1)
                 return file.readline()
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from understudy.errors import RecordError
-from understudy.record.codec import decode, decode_head
+from understudy.record.codec import decode
 from understudy.record.index import Index, Places
-from understudy.record.lines import Place, damage, read, scan
-from understudy.record.schema import Head
+from understudy.record.lines import Place, damage
+from understudy.record.sources import Source
 from understudy.types import State
 
 logger = logging.getLogger(__name__)
@@ -50,26 +50,16 @@ class Damage:
         logger.error("the record is damaged: %s", error)
 
 
-def heads(folder: Path, damaged: Callable[[RecordError], None]) -> Iterator[tuple[Place, Head]]:
-    """The small fields of every event, oldest first. ``damaged`` is told of every line that is none."""
-    for place, line in scan(folder, damaged):
-        try:
-            head = decode_head(line)
-        except RecordError as error:
-            damaged(damage(folder, place, error))
-        else:
-            yield place, head
-
-
 class RecordReader:
-    """Reads one folder. Thread-safe.
+    """Reads one writer's record. Thread-safe.
 
     With the index of a living RecordKeeper (and its lock) recent exchanges are found at once; without, by a
     scan.
     """
 
-    def __init__(self, folder: Path, index: Index | None = None, lock: threading.Lock | None = None) -> None:
-        self._folder, self._index, self._lock = folder, index, lock or threading.Lock()
+    def __init__(self, source: Source | Path, index: Index | None = None, lock: threading.Lock | None = None) -> None:
+        self.source = source if isinstance(source, Source) else Source.at(source)
+        self._index, self._lock = index, lock or threading.Lock()
         self.damage = Damage()
 
     def find(self, id: str) -> list[dict[str, Any]]:
@@ -106,7 +96,7 @@ class RecordReader:
             given = given_feedback([self])
         index = Index(max_exchanges=1 << 62)
         open_challengers: dict[str, set[str]] = {}
-        for place, head in heads(self._folder, self.damage.report):
+        for place, head in self.source.heads(self.damage.report):
             match head.kind:
                 case "accepted":
                     index.add(head, place)
@@ -124,7 +114,7 @@ class RecordReader:
 
     def feedback(self) -> Iterator[dict[str, Any]]:
         """Every feedback, oldest first; a damaged one is left out, and counted in ``damage``."""
-        for place, head in heads(self._folder, self.damage.report):
+        for place, head in self.source.heads(self.damage.report):
             if head.kind == "feedback":
                 try:
                     yield self._decoded(place)
@@ -133,7 +123,7 @@ class RecordReader:
 
     def _scan_for(self, id: str) -> list[Places]:
         found = Index(MAX_FOUND)
-        for place, head in heads(self._folder, self.damage.report):
+        for place, head in self.source.heads(self.damage.report):
             is_it = id in (head.exchange_id, head.request_id, head.client_request_id)
             if is_it or head.exchange_id in found or head.kind == "feedback":
                 found.add(head, place)
@@ -163,11 +153,11 @@ class RecordReader:
         return view
 
     def _decoded(self, place: Place) -> dict[str, Any]:
-        line = read(self._folder, place)
+        document = self.source.document(place)
         try:
-            return decode(line)
+            return decode(document)
         except RecordError as error:
-            raise damage(self._folder, place, error) from error
+            raise damage(self.source.log, place, error) from error
 
 
 def given_feedback(readers: Iterable[RecordReader]) -> Given:

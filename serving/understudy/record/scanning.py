@@ -14,7 +14,12 @@ from typing import Any
 
 from understudy.errors import RecordError
 from understudy.record.lines import segments
+from understudy.record.manifest import FOLDER
 from understudy.record.reading import RecordReader, given_feedback
+from understudy.record.sources import Source
+from understudy.record.store import is_local, store_at
+
+NO_LOG = Path("/nonexistent")
 
 
 def scan(url: str | Path, *, since: float | None = None, until: float | None = None) -> Iterator[dict[str, Any]]:
@@ -30,7 +35,7 @@ def scan(url: str | Path, *, since: float | None = None, until: float | None = N
     Raises:
         RecordError: there is no record, or it cannot be read at all. Damaged records are left out and logged.
     """
-    readers = [RecordReader(folder) for folder in replica_folders(url)]
+    readers = [RecordReader(source) for source in sources_at(url)]
     given = given_feedback(readers)
     for reader in readers:
         for view in reader.iterate(given):
@@ -39,18 +44,37 @@ def scan(url: str | Path, *, since: float | None = None, until: float | None = N
                 yield view
 
 
-def replica_folders(url: str | Path) -> list[Path]:
-    """The folders under ``url`` that hold a log, in the order of their names.
+def sources_at(url: str | Path, spool: Path | None = None) -> list[Source]:
+    """The writers of the record at ``url``, in the order of their names.
+
+    Args:
+        url: as ``record.url`` has it, or the folder of one replica.
+        spool: where the logs are, if not in ``url`` itself (``record.spool``, for object stores). Without it only
+            what is sealed is seen.
 
     Raises:
         RecordError: there are none.
     """
-    root = Path(str(url).removeprefix("file://"))
-    try:
-        inside = sorted(path for path in root.iterdir() if path.is_dir() and segments(path))
-    except OSError as error:
-        raise RecordError(f"{url} cannot be read: {error}") from error
-    folders = [root] if segments(root) else inside
-    if not folders:
+    if is_local(str(url)):
+        root = Path(str(url).removeprefix("file://"))
+        try:
+            folders = [root] if _is_record(root) else sorted(each for each in root.iterdir() if _is_record(each))
+        except OSError as error:
+            raise RecordError(f"{url} cannot be read: {error}") from error
+        found = [Source.at(folder) for folder in folders]
+    else:
+        store, log = store_at(url), spool or NO_LOG
+        try:
+            names = {path.partition("/")[0] for path in store.list() if f"/{FOLDER}/" in path}
+        except OSError as error:
+            raise RecordError(f"{url} cannot be read: {error}") from error
+        if spool is not None and spool.is_dir():
+            names |= {path.name for path in spool.iterdir() if segments(path)}
+        found = [Source(log / name, store.inside(name)) for name in sorted(names)]
+    if not found:
         raise RecordError(f"{url} holds no record")
-    return folders
+    return found
+
+
+def _is_record(folder: Path) -> bool:
+    return folder.is_dir() and (bool(segments(folder)) or (folder / FOLDER).is_dir())

@@ -1,0 +1,175 @@
+"""Where sealed segments are: a folder, or an object store through fsspec. Whole objects, each written at once.
+
+A write is durable when it returns, and nobody ever sees half of one: locally it is a temporary file, fsync, rename
+and fsync of the folder; an object store puts an object as a whole. Files are 0600, folders 0700.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from understudy.errors import RecordError
+
+TEMPORARY = ".writing"
+
+
+class Store(Protocol):
+    """Paths are relative, with slashes. Every method raises OSError where the store does not do it."""
+
+    @property
+    def url(self) -> str:
+        """For people."""
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replace or make an object, durably."""
+
+    def read(self, path: str) -> bytes:
+        """All of it. Raises FileNotFoundError where there is none."""
+
+    def open(self, path: str) -> IO[bytes]:
+        """For reading parts of it."""
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Every object below a folder, sorted."""
+
+    def delete(self, path: str) -> None:
+        """Remove it, durably. No error where there is none."""
+
+    def inside(self, folder: str) -> Store:
+        """The store of a folder in this one."""
+
+
+class LocalStore:
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    def write(self, path: str, content: bytes) -> None:
+        """See Store."""
+        target = self.folder / path
+        _make_folders(target.parent)
+        temporary = target.with_name(target.name + TEMPORARY)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(target)
+        sync_folder(target.parent)
+
+    def read(self, path: str) -> bytes:
+        """See Store."""
+        return (self.folder / path).read_bytes()
+
+    def open(self, path: str) -> IO[bytes]:
+        """See Store."""
+        return (self.folder / path).open("rb")
+
+    def list(self, prefix: str = "") -> list[str]:
+        """See Store; what a dead writer left half-written is not among them."""
+        return sorted(self._list(prefix))
+
+    def delete(self, path: str) -> None:
+        """See Store."""
+        target = self.folder / path
+        target.unlink(missing_ok=True)
+        if target.parent.is_dir():
+            sync_folder(target.parent)
+
+    def inside(self, folder: str) -> LocalStore:
+        """See Store."""
+        return LocalStore(self.folder / folder)
+
+    def _list(self, prefix: str) -> Iterator[str]:
+        for root, _, names in os.walk(self.folder / prefix):
+            inside = Path(root).relative_to(self.folder)
+            yield from ((inside / name).as_posix() for name in names if not name.endswith(TEMPORARY))
+
+
+class RemoteStore:
+    """Anything fsspec knows: s3://bucket/folder (with s3fs installed), gs://, memory:// in tests."""
+
+    def __init__(self, url: str, fs: Any = None, root: str = "") -> None:
+        """Raises RecordError where fsspec does not know the URL or its package is not installed."""
+        self.url = url
+        if fs is None:
+            import fsspec
+
+            try:
+                fs, root = fsspec.core.url_to_fs(url)
+            except (ImportError, ValueError) as error:
+                raise RecordError(f"record.url: {url}: {error}") from error
+        self._fs, self._root = fs, root
+
+    def write(self, path: str, content: bytes) -> None:
+        """See Store."""
+        self._fs.pipe_file(self._at(path), content)
+
+    def read(self, path: str) -> bytes:
+        """See Store."""
+        found: bytes = self._fs.cat_file(self._at(path))
+        return found
+
+    def open(self, path: str) -> IO[bytes]:
+        """See Store."""
+        file: IO[bytes] = self._fs.open(self._at(path), "rb")
+        return file
+
+    def list(self, prefix: str = "") -> list[str]:
+        """See Store."""
+        try:
+            found = self._fs.find(self._at(prefix), withdirs=False)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.relpath(path, self._root) for path in found)
+
+    def delete(self, path: str) -> None:
+        """See Store."""
+        if self._fs.exists(self._at(path)):
+            self._fs.rm_file(self._at(path))
+
+    def inside(self, folder: str) -> RemoteStore:
+        """See Store."""
+        return RemoteStore(f"{self.url.rstrip('/')}/{folder}", self._fs, self._at(folder))
+
+    def _at(self, path: str) -> str:
+        return posixpath.join(self._root, path) if path else self._root
+
+
+def store_at(url: str | Path) -> Store:
+    """The store of ``record.url``: a folder, file:///folder, or what fsspec knows."""
+    text = str(url)
+    if is_local(text):
+        return LocalStore(Path(text.removeprefix("file://")))
+    return RemoteStore(text)
+
+
+def is_local(url: str) -> bool:
+    """Whether the URL is a folder of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_folders(folder: Path) -> None:
+    if not folder.exists():
+        _make_folders(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(folder.parent)
