@@ -143,4 +143,4 @@ class FakeDisk:
             raise OSError(self.broken[name], os.strerror(self.broken[name]))
 
 
-SMALL = WriterLimits(max_queued=100, max_backlog_bytes=5_000, group_bytes=1_500)
+SMALL = WriterLimits(max_queued=100, max_backlog_bytes=6_000, group_bytes=1_500)

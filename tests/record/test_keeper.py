@@ -396,13 +396,15 @@ def test_a_cancelled_flush_does_not_disturb_its_loop(tmp_path: Path) -> None:
 
 
 def test_a_backlog_is_written_in_groups_as_far_as_the_disk_has_room(tmp_path: Path) -> None:
-    disk = FakeDisk(free_bytes=0)
-    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+    one = len(frame_of_one(tmp_path / "size"))
+    limits = WriterLimits(max_backlog_bytes=20 * one, group_bytes=one + one // 2)  # two to a group
+    disk, tmp_path = FakeDisk(free_bytes=0), tmp_path / "r"
+    with keeping(tmp_path, disk=disk.seams(), limits=limits) as keeper:
         for number in range(6):
             keeper.append(accepted(number))
         with pytest.raises(RecordError, match="space"):
             flush(keeper)
-        disk.free_bytes = SMALL.group_bytes + 1_400
+        disk.free_bytes = 2 * one + one // 2
         with pytest.raises(RecordError, match="space"):
             flush(keeper)
         assert 0 < len(keeper.find("ex-0")) <= 1
