@@ -12,6 +12,7 @@ from understudy.api import routes
 from understudy.api.middleware import App, Front
 from understudy.archive import Archive
 from understudy.compare import Comparators
+from understudy.compare.base import ParseTools
 from understudy.config import Config, ModelSpec, parse
 from understudy.engines import placements
 from understudy.engines.base import Engine
@@ -58,6 +59,7 @@ class Server:
             archive = await Archive.open(
                 config.record.folder / f"replica-{replica}", describe_parameters, config.gates, guard
             )
+            compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare)
             self._lane.restore(archive.take_up())
             self.app = await self._build_app()
@@ -147,9 +149,8 @@ class Server:
         adapter = champion.name if champion.lora else None
         fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter, self._engines.traffic)
         vllm_app = await openai_app.build(fork, self._config)
-        other_tokenizers = any(not getattr(e, "same_tokenizer", True) for e in self._engines.challengers)
         shadow_app = routes.build(self, self._config.auth.shadow_key)
-        return Front(vllm_app, shadow_app, self._lane.offer, self._lane.guard, keep_bodies=other_tokenizers)
+        return Front(vllm_app, shadow_app, self._lane.offer, self._lane.guard, keep_bodies=True)
 
     async def _busy_s(self, name: str) -> float:
         with self._lane.guard("busy_s"):
@@ -184,6 +185,16 @@ class Server:
             elif side.breaker.state != "closed":
                 said.append(f"{name}: stopped after repeated faults, the last one {side.breaker.last_fault}")
         return "; ".join(said)
+
+
+def tool_parser(config: Config, engines: Engines) -> ParseTools | None:
+    """vLLM's own parser of the tool calls that the client sees, where one is configured."""
+    name = config.server.get("tool_call_parser")
+    if not name:
+        return None
+    from understudy.engines.tool_calls import vllm_parser
+
+    return vllm_parser(name, engines.champion.renderer.tokenizer)
 
 
 def describe(model: ModelSpec) -> dict[str, Any]:

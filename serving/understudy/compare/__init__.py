@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from typing import Any
 
 from understudy.compare.base import Comparator, Pair, ParseTools
+from understudy.compare.callables import UserComparator
 from understudy.compare.options import CompareSpec
 from understudy.types import Comparison, Exchange, Observation
 
@@ -15,6 +17,17 @@ COMPARATORS = {
     "exact": "understudy.compare.exact",
     "agreement": "understudy.compare.agreement",
     "likelihood": "understudy.compare.likelihood",
+    "text": "understudy.compare.text",
+    "chrf": "understudy.compare.chrf",
+    "length": "understudy.compare.length",
+    "tokens": "understudy.compare.tokens",
+    "latency": "understudy.compare.latency",
+    "cost": "understudy.compare.cost",
+    "schema": "understudy.compare.schema",
+    "structure": "understudy.compare.structure",
+    "tools": "understudy.compare.tools",
+    "refusal": "understudy.compare.refusal",
+    "label": "understudy.compare.label",
 }
 
 Compare = Callable[[Exchange, Observation], Comparison]
@@ -34,23 +47,27 @@ class Comparators:
     Args:
         spec: which ones, and their options.
         guard: counts what a comparator raises; its numbers are then missing, and the exchange is compared all the same.
-        parse_tools: vLLM's own tool parser, where the server has one configured.
+
+    Attributes:
+        parse_tools: vLLM's own tool parser, set where the server has one configured.
 
     Raises:
         ConfigError: a comparator needs a package that is not installed, or a callable cannot be imported.
     """
 
-    def __init__(
-        self, spec: CompareSpec | None = None, guard: Guard = unguarded, parse_tools: ParseTools | None = None
-    ) -> None:
+    parse_tools: ParseTools | None = None
+
+    def __init__(self, spec: CompareSpec | None = None, guard: Guard = unguarded) -> None:
         self.spec = spec or CompareSpec()
         self._guard = guard
-        self._parse_tools = parse_tools
-        self._comparators: Mapping[str, Comparator] = {name: load(name) for name in self.spec.names}
+        comparators: dict[str, Comparator] = {name: load(name, self.spec) for name in self.spec.names}
+        for name, path in self.spec.callables.items():
+            comparators[f"custom_{name}"] = UserComparator(name, path)
+        self._comparators: Mapping[str, Comparator] = comparators
 
     def __call__(self, exchange: Exchange, challenger: Observation) -> Comparison:
         """Every number that could be computed; one that is not finite could not."""
-        pair = Pair(exchange, challenger, self.spec, self._parse_tools)
+        pair = Pair(exchange, challenger, self.spec, self.parse_tools)
         values: dict[str, float] = {}
         for name, comparator in self._comparators.items():
             with self._guard(f"compare {name}"):
@@ -58,7 +75,14 @@ class Comparators:
         return Comparison({name: value for name, value in values.items() if math.isfinite(value)})
 
 
-def load(name: str) -> Comparator:
-    """The comparator of that name in the table."""
-    module: Comparator = import_module(COMPARATORS[name])  # type: ignore[assignment]
-    return module
+def load(name: str, options: CompareSpec | None = None) -> Comparator:
+    """The comparator of that name in the table, checked against ``options`` where it has anything to check.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    module: Any = import_module(COMPARATORS[name])
+    if options is not None and hasattr(module, "check"):
+        module.check(options)
+    comparator: Comparator = module
+    return comparator

@@ -11,8 +11,8 @@ What every comparator does with answers that are not there, cut off or unreadabl
                      not even beside another missing one
     truncated        (finish_reason "length") read as far as it goes; what cannot be read then (JSON, a label, a tool
                      call) is wrong, on either side and on both: two unreadable answers do not agree
-    too long         text comparisons read the first ``max_characters`` of each side; what is longer on one side than
-                     on the other lowers the value all the same
+    too long         text comparisons read ``max_characters`` of what differs, and what is beyond lowers the value all
+                     the same; JSON and tool calls are not read from answers of more than ten times as many: absent
     several answers  the mean over the pairs, by index
 
 A number called ``champion_X`` has its twin ``challenger_X``; one that ends in ``_ratio`` is challenger over champion.
@@ -30,6 +30,7 @@ from understudy.compare.options import CompareSpec
 from understudy.compare.pairs import answer_pairs, has_missing
 from understudy.types import Answer, Exchange, Observation
 
+PARSED_TIMES = 10
 ParseTools = Callable[[str, Asked], Sequence[ToolCall] | None]
 
 
@@ -65,6 +66,12 @@ class Pair:
         return answer_pairs(self.champion, self.challenger)
 
     @cached_property
+    def can_parse(self) -> bool:
+        """Whether every answer is short enough for parsers; one cut short for them would be called invalid."""
+        limit = PARSED_TIMES * self.options.max_characters
+        return all(len(answer.text) <= limit for answers in self.answers for answer in answers)
+
+    @cached_property
     def asked(self) -> Asked:
         """Reads the request's body once, and only where a comparator looks at it."""
         return asked_of(self.exchange)
@@ -78,8 +85,9 @@ class Pair:
 class Comparator(Protocol):
     """``NAMES`` maps each number it can return to its meaning."""
 
-    NAMES: Mapping[str, str]
+    @property
+    def NAMES(self) -> Mapping[str, str]:  # noqa: D102, N802
+        ...
 
-    @staticmethod
-    def compare(pair: Pair) -> Mapping[str, float]:
+    def compare(self, pair: Pair) -> Mapping[str, float]:
         """Numbers by name; a subset of ``NAMES``."""

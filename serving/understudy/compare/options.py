@@ -12,7 +12,10 @@ from typing import Any
 from understudy.errors import ConfigError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-DEFAULTS = ("exact", "agreement", "likelihood")
+DEFAULTS = (
+    "exact", "agreement", "likelihood", "text", "length", "tokens", "latency", "schema", "structure", "tools",
+    "refusal",
+)  # fmt: skip
 """What is cheap and needs no option."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -24,7 +27,7 @@ class CompareSpec:
 
     Attributes:
         use: which comparators; ``label`` and ``cost`` are added where their own options are set.
-        max_characters: of each text that text comparisons and parsers look at.
+        max_characters: of each text that text comparisons and patterns look at; parsers read ten times as many.
         label_pattern: a regular expression whose group 1 is the label in an answer.
         label_json_path: where the label is in an answer that is JSON, such as ``$.result[0].category``.
         refusal_phrases: more phrases that mark a refusal, beside those in refusal.py.
