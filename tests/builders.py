@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from understudy.compare import Comparators
 from understudy.compare.base import Pair
 from understudy.compare.options import CompareSpec
 from understudy.config import Limits, ShadowSpec
@@ -18,6 +19,7 @@ from understudy.engines.fake import FakeEngine
 from understudy.lane.lane import Lane
 from understudy.types import (
     Answer,
+    Comparison,
     Ending,
     Exchange,
     Observation,
@@ -28,6 +30,7 @@ from understudy.types import (
 )
 
 TOO_LONG_S = 20.0
+ON_TOKENS = Comparators(CompareSpec(use=("exact", "agreement", "likelihood")))
 
 
 def in_loop(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -230,7 +233,7 @@ class WatchedEngine(FakeEngine):
 
 
 def shadow_spec(*, sample: float = 1.0, score: bool = True, generate: bool = True, **limits: Any) -> ShadowSpec:
-    return ShadowSpec(sample, score, generate, Limits(**limits))
+    return ShadowSpec(sample=sample, score=score, generate=generate, limits=Limits(**limits))
 
 
 @dataclass
@@ -257,6 +260,11 @@ def num_ended(counts: Mapping[str, Any]) -> int:
     return int(counts["compared"] + shed + failed + counts["expired"] + counts["cancelled"])
 
 
+async def on_tokens(given: Exchange, challenger: Observation) -> Comparison:
+    """Compares at once and not in a thread, so that a test can count turns of the loop."""
+    return ON_TOKENS.compare(given, challenger)
+
+
 @asynccontextmanager
 async def running(
     *engines: Engine,
@@ -266,7 +274,7 @@ async def running(
 ) -> AsyncIterator[Stage]:
     """A lane for the time of the block; the equation holds at its end."""
     clock, ear = Clock(), ear or Ear()
-    lane = Lane(engines, spec or shadow_spec(), ear, champion_load, clock)
+    lane = Lane(engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens)
     stage = Stage(lane, ear, clock)
     lane.start()
     try:

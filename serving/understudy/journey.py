@@ -84,5 +84,5 @@ async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generat
     scores = await challenger.score(request) if score else ()  # 7, the cheap half
     observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)
-    comparison = await asyncio.to_thread(compare, exchange, observation)  # 8, long texts must not hold up the loop
+    comparison = await compare(exchange, observation)  # 8
     return Ending(State.COMPARED, challenger=observation, comparison=comparison)

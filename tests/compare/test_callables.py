@@ -33,7 +33,7 @@ def comparing(monkeypatch: pytest.MonkeyPatch, function: Any, guard: Guard | Non
 
 def values(comparators: Comparators, *mine: Any) -> dict[str, float]:
     both = (answer(1, text="a"), answer(2, text="b"))
-    return dict(comparators(exchange("x", *both), observation(*(mine or both))).values)
+    return dict(comparators.compare(exchange("x", *both), observation(*(mine or both))).values)
 
 
 def test_it_gets_both_texts_and_the_case_and_its_mean_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,17 +98,17 @@ def test_one_that_cannot_be_imported_is_an_error_of_the_configuration(path: str)
 
 
 @in_loop
-async def test_in_the_lane_the_exchange_ends_compared_and_the_loop_goes_on() -> None:
+async def test_in_the_lane_the_exchange_ends_compared_and_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparators run in a thread: while one is at work the event loop, and with it the answers, go on."""
     started, go_on = threading.Event(), threading.Event()
 
-    def slow(given: Any, challenger: Any) -> Any:
+    def slow(*_: Any) -> float:
         started.set()
         assert go_on.wait(10)
-        return Comparators()(given, challenger)
+        return 1.0
 
     ear = Ear()
-    lane = Lane([FakeEngine()], shadow_spec(), ear, compare=slow)
+    lane = Lane([FakeEngine()], shadow_spec(), ear, compare=comparing(monkeypatch, slow))
     lane.start()
     lane.offer(Offer(exchange("x")))
     await asyncio.to_thread(started.wait, 10)
@@ -116,4 +116,6 @@ async def test_in_the_lane_the_exchange_ends_compared_and_the_loop_goes_on() -> 
     go_on.set()
     (ending,) = await ear.hears(1)
     assert ending.state is State.COMPARED
+    assert ending.comparison is not None
+    assert ending.comparison.values["custom_tone"] == 1.0
     await lane.close()

@@ -29,7 +29,7 @@ def score(*ranks: int, logprob: float = -0.5) -> Score:
 def compare(champion: Observation, challenger: Observation, **more: Any) -> Comparison:
     """What the three on tokens give."""
     pair = met(champion, challenger, **({"use": ("exact", "agreement", "likelihood")} | more))
-    return Comparators(pair.options)(pair.exchange, challenger)
+    return Comparators(pair.options).compare(pair.exchange, challenger)
 
 
 PAIRS = {

@@ -108,7 +108,7 @@ def test_a_challenger_that_was_not_asked_to_answer_has_no_number(name: str) -> N
 def test_two_answers_that_were_cut_off_unreadably_do_not_agree(text: str) -> None:
     cut = said(text, finish_reason="length")
     pair = pair_of(cut, cut)
-    found = Comparators(pair.options)(pair.exchange, pair.challenger).values
+    found = Comparators(pair.options).compare(pair.exchange, pair.challenger).values
     assert (found["champion_truncated"], found["challenger_truncated"]) == (1.0, 1.0)
     assert found["json_match"] == found["json_similarity"] == found["label_match"] == 0.0
     assert found["challenger_json_valid"] == found["challenger_schema_valid"] == 0.0

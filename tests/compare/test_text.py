@@ -131,5 +131,5 @@ def test_phrases_of_ones_own_are_added() -> None:
 
 
 def test_numbers_are_finite() -> None:
-    found = Comparators()(pair("", "").exchange, pair("", "").challenger).values
+    found = Comparators().compare(pair("", "").exchange, pair("", "").challenger).values
     assert all(math.isfinite(value) for value in found.values())

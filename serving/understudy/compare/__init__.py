@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -30,7 +31,7 @@ COMPARATORS = {
     "label": "understudy.compare.label",
 }
 
-Compare = Callable[[Exchange, Observation], Comparison]
+Compare = Callable[[Exchange, Observation], Awaitable[Comparison]]
 Guard = Callable[[str], AbstractContextManager[None]]
 
 
@@ -40,9 +41,7 @@ def unguarded(_operation: str) -> AbstractContextManager[None]:
 
 
 class Comparators:
-    """The comparators of one configuration, imported once. Called with an exchange and what the challenger did.
-
-    Thread-safe: the lane calls it in threads, so that long texts do not hold up the event loop.
+    """The comparators of one configuration, imported once. The journey awaits one (Compare).
 
     Args:
         spec: which ones, and their options.
@@ -65,7 +64,11 @@ class Comparators:
             comparators[f"custom_{name}"] = UserComparator(name, path)
         self._comparators: Mapping[str, Comparator] = comparators
 
-    def __call__(self, exchange: Exchange, challenger: Observation) -> Comparison:
+    async def __call__(self, exchange: Exchange, challenger: Observation) -> Comparison:
+        """In a thread, so that long texts do not hold up the event loop."""
+        return await asyncio.to_thread(self.compare, exchange, challenger)
+
+    def compare(self, exchange: Exchange, challenger: Observation) -> Comparison:
         """Every number that could be computed; one that is not finite could not."""
         pair = Pair(exchange, challenger, self.spec, self.parse_tools)
         values: dict[str, float] = {}
