@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from understudy_kernels.dispatch import on, runs_kernels
 from understudy_kernels.reference.divergence import divergence as reference_divergence
 from understudy_kernels.results import Divergences
 from understudy_kernels.source import Head, Logits, Source, check_pair, check_targets
@@ -75,4 +76,9 @@ def divergence_source(p: Source, q: Source, targets: Tensor, js: bool) -> Diverg
     check_pair(p, q)
     check_targets(targets, p)
     with torch.no_grad():
-        return reference_divergence(p, q, targets, js=js)
+        if not runs_kernels(p.device):
+            return reference_divergence(p, q, targets, js=js)
+        from understudy_kernels.device.divergence import divergence as device_divergence
+
+        with on(p.device):
+            return device_divergence(p, q, targets, js=js)

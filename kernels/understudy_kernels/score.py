@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from understudy_kernels.dispatch import on, runs_kernels
 from understudy_kernels.reference.score import score as reference_score
 from understudy_kernels.results import Scores
 from understudy_kernels.source import Head, Logits, Source, check_targets
@@ -62,4 +63,9 @@ def score_source(source: Source, targets: Tensor) -> Scores:
     """Check, and choose by device."""
     check_targets(targets, source)
     with torch.no_grad():
-        return reference_score(source, targets)
+        if not runs_kernels(source.device):
+            return reference_score(source, targets)
+        from understudy_kernels.device.score import score as device_score
+
+        with on(source.device):
+            return device_score(source, targets)

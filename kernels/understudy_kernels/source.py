@@ -92,6 +92,16 @@ class Logits:
 Source = Head | Logits
 
 
+def is_tied(p: Source, q: Source) -> bool:
+    """Whether both apply one weight: the same memory, read in the same way."""
+    if not isinstance(p, Head) or not isinstance(q, Head):
+        return False
+    mine, theirs = p.weight, q.weight
+    if mine.dtype != theirs.dtype or mine.stride() != theirs.stride() or mine.shape[1] != theirs.shape[1]:
+        return False
+    return bool(mine.data_ptr() == theirs.data_ptr())
+
+
 def check_targets(targets: Tensor, source: Source) -> None:
     """Targets are int64 [num_tokens] on the source's device. Their values are not looked at: that would wait for it."""
     if targets.dtype != torch.int64 or targets.shape != (source.num_tokens,):

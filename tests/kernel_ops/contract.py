@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,13 +73,26 @@ CASES = (
     Case(1, 64, 1031),
     Case(5, 24, 1),
     Case(7, 33, 257),
-    Case(67, 48, 1999, padding=49),
-    Case(33, 40, 997, hidden_size_q=56),
+    Case(21, 48, 699, padding=49),
+    Case(33, 40, 197, hidden_size_q=56),
     Case(16, 32, 512, tied=True),
-    Case(19, 32, 700, bias=True, softcap=20.0, scale=0.5),
+    Case(19, 32, 300, bias=True, softcap=20.0, scale=0.5),
+    Case(18, 32, 130, bias=True, softcap=20.0, tied=True),
     Case(9, 32, 300, spread=30.0),
     Case(9, 32, 300, distance=0.0),
     Case(9, 32, 300, distance=3.0),
+)
+INTERPRETED = (
+    *((case, torch.float32) for case in CASES),
+    (Case(130, 16, 70), torch.float32),
+    *((case, dtype) for case in (CASES[3], CASES[4], CASES[7], CASES[9]) for dtype in (torch.bfloat16, torch.float16)),
+)
+LARGE = (  # for a GPU
+    Case(1, 4096, 128256),
+    Case(17, 2048, 151936, padding=128),
+    Case(700, 4096, 32003),
+    Case(260, 1000, 50257, hidden_size_q=1600),
+    Case(512, 3072, 128256, tied=True),
 )
 
 
@@ -124,6 +139,37 @@ def make_inputs(case: Case, dtype: torch.dtype) -> Inputs:
         logits = p.logits(case.vocab_size)
         targets[2], targets[3] = logits[2].argmax(), logits[3].argmin()
     return Inputs(p, q, targets, case.vocab_size)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launched with these compile-time flags on this grid."""
+
+    kernel: str
+    flags: dict[str, Any]
+    grid: tuple[int, ...]
+
+
+@contextmanager
+def watching() -> Iterator[list[Launch]]:
+    """The launches of the block, compiled or interpreted; none where plain PyTorch ran."""
+    from triton.runtime.jit import KernelInterface
+
+    launches: list[Launch] = []
+    launch = KernelInterface.__getitem__
+
+    def watch(kernel: Any, grid: Any) -> Any:
+        def run(*arguments: Any, **flags: Any) -> Any:
+            launches.append(Launch(kernel.__name__, flags, grid))
+            return launch(kernel, grid)(*arguments, **flags)
+
+        return run
+
+    KernelInterface.__getitem__ = watch
+    try:
+        yield launches
+    finally:
+        KernelInterface.__getitem__ = launch
 
 
 def check_score(inputs: Inputs, device: str = "cpu") -> None:

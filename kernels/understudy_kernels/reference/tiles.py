@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from understudy_kernels.source import Head, Logits, Source
+from understudy_kernels.source import Head, Logits, Source, is_tied
 
 MAX_ROWS = 512
 TILE_BYTES = 1 << 20
@@ -47,7 +47,7 @@ class Tiles:
         self._buffer = torch.empty(self._num_rows * columns, dtype=torch.float32, device=source.device)
         self._hidden: Tensor | None = None
         self._widened: Tensor | None = None
-        self._tied = widened_by if shares_weight(self, widened_by) else None
+        self._tied = widened_by if widened_by is not None and is_tied(source, widened_by._source) else None
         if isinstance(source, Head):
             self._hidden = source.hidden[rows].float()
             if self._tied is None and source.weight.dtype != torch.float32:
@@ -97,20 +97,6 @@ class Tiles:
             rows = self._source.weight[ids[some]].float()
             torch.sum(rows.mul_(self._hidden[some]), -1, out=dots[some])
         return dots
-
-
-def shares_weight(tiles: Tiles, other: Tiles | None) -> bool:
-    """Whether both apply the same weight."""
-    if other is None or not isinstance(tiles._source, Head) or not isinstance(other._source, Head):
-        return False
-    return same_tensor(tiles._source.weight, other._source.weight)
-
-
-def same_tensor(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether both read the same memory in the same way."""
-    if mine.dtype != theirs.dtype or mine.stride() != theirs.stride():
-        return False
-    return bool(mine.data_ptr() == theirs.data_ptr())
 
 
 def transform(logits: Tensor, bias: Tensor | None, head: Head) -> Tensor:
