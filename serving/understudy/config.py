@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -77,20 +78,48 @@ class ShadowSpec:
     limits: Limits = Limits()
 
 
+_RETENTION = re.compile(r"([1-9]\d*)([dh])")
+
+
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """Where the record is kept: a folder on a local disk."""
+    """Where the record is kept, what of a text is in it, and for how long."""
 
     url: str = option(
         "understudy-data",
-        "a folder, or file:///folder",
-        lambda value: "://" not in value or value.startswith("file:///"),
+        "a folder, file:///folder, or a store that fsspec knows, such as s3://bucket/folder",
+        lambda value: bool(value) and (not value.startswith("file:") or value.startswith("file:///")),
+    )
+    spool: str = option("understudy-spool", "a local folder for the log, where url is none", bool)
+    text: Literal["full", "redacted", "none"] = "full"
+    redactors: tuple[str, ...] = option(
+        ("patterns",), "at least one of patterns, presidio, package.module:function", bool
+    )
+    retention: str | None = option(
+        None,
+        "days or hours after which a segment is removed, such as 30d or 12h, or null",
+        lambda value: value is None or _RETENTION.fullmatch(value) is not None,
+    )
+    signing_key: str | None = option(
+        None,
+        "the file of an Ed25519 key (understudy audit keygen), or null",
+        lambda value: value is None or bool(value),
     )
 
     @property
     def folder(self) -> Path:
-        """The folder as a path."""
-        return Path(self.url.removeprefix("file://"))
+        """The local folder of the replicas' logs; sealed segments are there too, where ``url`` is local."""
+        path = self.url.removeprefix("file://")
+        return Path(self.spool if "://" in path else path)
+
+    @property
+    def retention_s(self) -> float | None:
+        """Seconds, or None: nothing is removed."""
+        if self.retention is None:
+            return None
+        found = _RETENTION.fullmatch(self.retention)
+        assert found is not None  # the option's rule
+        return int(found[1]) * {"d": 86400.0, "h": 3600.0}[found[2]]
 
 
 @dataclass(frozen=True, slots=True)

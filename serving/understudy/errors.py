@@ -7,7 +7,8 @@ UnderstudyError
 │   ├── EngineDead           its process or core is gone
 │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
 ├── DeadlineExceeded     the shadow work did not end in time
-└── RecordError          the record cannot be read
+└── RecordError          the record cannot be read or written
+    └── Erased               this record was erased on purpose
 """
 
 from __future__ import annotations
@@ -48,4 +49,8 @@ class Unsupported(EngineError):
 
 
 class RecordError(UnderstudyError):
-    """The record cannot be read."""
+    """The record cannot be read or written."""
+
+
+class Erased(RecordError):
+    """This record was erased on purpose."""

@@ -238,14 +238,18 @@ def test_the_nearest_key_is_a_known_one() -> None:
             "shadow.limits.breaker_cooldown_s: -1.0 must be seconds above 0",
         ),
         (
-            with_keys(record={"url": "s3://bucket"}),
-            "record.url: 's3://bucket' must be a folder, or file:///folder",
+            with_keys(record={"url": ""}),
+            "record.url: '' must be a folder, file:///folder, or a store that fsspec knows",
         ),
         (
             with_keys(record={"url": "file://host/x"}),
-            "record.url: 'file://host/x' must be a folder, or file:///",
+            "record.url: 'file://host/x' must be a folder, file:///",
         ),
         (with_keys(record={"url": None}), "record.url: None must be text"),
+        (with_keys(record={"text": "some"}), "record.text: 'some' must be one of full, redacted, none"),
+        (with_keys(record={"redactors": []}), "record.redactors: () must be at least one of patterns"),
+        (with_keys(record={"retention": "30"}), "record.retention: '30' must be days or hours"),
+        (with_keys(record={"signing_key": ""}), "record.signing_key: '' must be the file of an Ed25519 key"),
         (with_keys(auth={"shadow_key": ""}), "auth.shadow_key: '' must be text that is not empty, or null"),
         (
             with_keys(auth={"shadow_key": "  "}),

@@ -63,7 +63,11 @@ def append_json(buffer: bytearray, event: Event, describe_parameters: DescribePa
     Raises:
         Whatever ``describe_parameters`` raises, and TypeError, ValueError, ... if the event makes no JSON.
     """
-    document = to_json(event, describe_parameters)
+    append_document(buffer, to_json(event, describe_parameters))
+
+
+def append_document(buffer: bytearray, document: Mapping[str, Any]) -> None:
+    """The same for a document that was made already."""
     start = len(buffer)
     try:
         _ENCODER.encode_into(document, buffer, -1)

@@ -15,12 +15,13 @@ from understudy.record.codec import decode
 DAMAGED: Final = "damaged"  # the kind of a row whose line was not what was written; kept as it was
 NO_ROLLOUT: Final = "none"
 
-# Name: Arrow type, and what it holds. Everything may be null; a record that was erased keeps the first four.
+# Name: Arrow type, and what it holds. Everything may be null; a record that was erased keeps the first five.
 COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "n": ("int64", "the record's number in its writer's chain; null for version 1"),
     "offset": ("int64", "where its line began in the log's file; unique within a segment"),
     "kind": ("string", "accepted, ended, feedback, control, or damaged: a line that was not what was written"),
     "sha": ("binary", "SHA-256 of document as it was written, 32 bytes; null for version 1"),
+    "chain": ("binary", "SHA-256(the chain before || sha), 32 bytes; null for version 1"),
     "v": ("int8", "version of the record"),
     "at_unix_s": ("double", "when: arrived_unix_s of an exchange, else at_unix_s"),
     "rollout": ("string", "the rollout it belongs to, see identity"),
@@ -53,7 +54,7 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "comparison": ("map<string,double>", "numbers by name"),
     "document": ("string", "the record as it was written, JSON; null where it was erased"),
 }
-KEPT_WHEN_ERASED: Final = ("n", "offset", "kind", "sha")
+KEPT_WHEN_ERASED: Final = ("n", "offset", "kind", "sha", "chain")
 
 
 class _Timings(msgspec.Struct):

@@ -22,9 +22,11 @@ from understudy.record.backlog import Flush
 from understudy.record.index import MAX_EXCHANGES, Index
 from understudy.record.lines import Place
 from understudy.record.log import MAX_SEGMENT_BYTES, Disk, SegmentLog
+from understudy.record.privacy import FULL, Privacy
 from understudy.record.reading import RecordReader
 from understudy.record.recover import Recovery, replay
 from understudy.record.schema import DescribeParameters, Event, Head
+from understudy.record.scribe import Scribe
 from understudy.record.sources import Source
 from understudy.record.store import LocalStore, Store
 from understudy.record.writer import World, Writer, WriterLimits
@@ -42,9 +44,9 @@ class RecordKeeper:
         reader: find() and iterate(), and the damage they met.
     """
 
-    def __init__(self, recovery: Recovery, reader: RecordReader, writer: Writer) -> None:
+    def __init__(self, recovery: Recovery, reader: RecordReader, writer: Writer, scribe: Scribe) -> None:
         """Use open()."""
-        self.recovery, self.reader, self._writer = recovery, reader, writer
+        self.recovery, self.reader, self._writer, self._scribe = recovery, reader, writer, scribe
 
     @classmethod
     def open(
@@ -52,6 +54,8 @@ class RecordKeeper:
         folder: Path,
         *,
         describe_parameters: DescribeParameters,
+        rollout: str = "",
+        privacy: Privacy = FULL,
         store: Store | None = None,
         limits: WriterLimits = DEFAULT_LIMITS,
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
@@ -65,6 +69,8 @@ class RecordKeeper:
             folder: of this writer alone.
             describe_parameters: turns ``Exchange.parameters`` into a plain dict, later, in the writer thread:
                 it must not depend on anything that changes. If it fails, the exchange is recorded without.
+            rollout: what is compared, and by which gates; written into every record.
+            privacy: what of a text may be written.
             store: where sealed segments go; the folder itself where not given.
             limits: of the writer.
             max_segment_bytes: a segment as large as this is followed by a new one.
@@ -90,9 +96,10 @@ class RecordKeeper:
                 for head, place in zip(heads, places, strict=True):
                     index.add(head, place)
 
-        writer = Writer(log, on_disk, describe_parameters, limits, world)
+        scribe = Scribe(describe_parameters, rollout, privacy)
+        writer = Writer(log, on_disk, scribe, limits, world)
         writer.start()
-        return cls(recovery, RecordReader(source, index, index_lock), writer)
+        return cls(recovery, RecordReader(source, index, index_lock), writer, scribe)
 
     @property
     def num_lost(self) -> int:
@@ -102,7 +109,12 @@ class RecordKeeper:
     @property
     def num_undescribed(self) -> int:
         """Exchanges since open() that were recorded without their parameters."""
-        return self._writer.num_undescribed
+        return self._scribe.num_undescribed
+
+    @property
+    def num_unredacted(self) -> int:
+        """Records since open() that have hashes and metrics only, because a redactor raised."""
+        return self._scribe.privacy.num_failed
 
     def append(self, event: Event) -> None:
         """Make an event durable, later: never waits, never raises, keeps a reference until it is written.
@@ -111,6 +123,16 @@ class RecordKeeper:
         counted in ``num_lost``.
         """
         self._writer.append(event)
+
+    def enter(self, event: Event) -> None:
+        """Make an event durable now, and begin a new file: all before it can be sealed. Blocks; not on an event loop.
+
+        Raises:
+            RecordError: as flush().
+        """
+        self._writer.begin_file()
+        self.append(event)
+        asyncio.run(self.flush())
 
     async def flush(self) -> None:
         """Return when everything appended before is on disk.
@@ -130,7 +152,7 @@ class RecordKeeper:
 
     def find(self, id: str) -> list[dict[str, Any]]:
         """Exchanges on disk by one of their ids; see RecordReader.find. Reads files: call it in a thread."""
-        return self.reader.find(id)
+        return self.reader.find(self._scribe.privacy.id(id))
 
     def iterate(self) -> Iterator[dict[str, Any]]:
         """All exchanges on disk; see RecordReader.iterate. Reads files: use it in a thread."""

@@ -58,6 +58,8 @@ class SegmentLog:
         self._folder, self._max_segment_bytes, self._disk = folder, max_segment_bytes, disk
         self._fd, self._segment, self._size_bytes, self.num_cut_bytes = -1, sealed[0] + 1, 0, 0
         self.chain = replace(sealed[1])
+        self.is_file_complete = False
+        """Set it, and the next append() begins a new file."""
         try:
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,9 +89,10 @@ class SegmentLog:
         Raises:
             OSError: the disk is full, read-only, gone, ... Call again with the same lines, later.
         """
-        if self._size_bytes >= self._max_segment_bytes:
+        if self._size_bytes >= self._max_segment_bytes or (self.is_file_complete and self._size_bytes):
             self._close_file()
             self._segment, self._size_bytes = self._segment + 1, 0
+        self.is_file_complete = False
         if self._fd < 0:
             self._open_file()
         try:

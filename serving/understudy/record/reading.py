@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from understudy.errors import RecordError
+from understudy.errors import Erased, RecordError
 from understudy.record.codec import decode
 from understudy.record.index import Index, Places
 from understudy.record.lines import Place, damage
@@ -76,9 +76,9 @@ class RecordReader:
         if index is not None:
             with self._lock:
                 found, is_complete = index.find(id, MAX_FOUND), index.is_complete
-            if found or is_complete:
-                return [self._view(places) for places in found]
-        return [self._view(places) for places in self._scan_for(id)]
+        if index is None or not (found or is_complete):
+            found = self._scan_for(id)
+        return [view for places in found if (view := self._view_unless_erased(places)) is not None]
 
     def iterate(self, given: Given | None = None) -> Iterator[dict[str, Any]]:
         """Every exchange once its last challenger has ended; at the end those that are still pending.
@@ -131,13 +131,20 @@ class RecordReader:
 
     def _view_or_damage(self, places: Places, given: Given) -> Iterator[dict[str, Any]]:
         try:
-            view = self._view(places)
+            view = self._view_unless_erased(places)
         except RecordError as error:
             self.damage.report(error)
-        else:
+            return
+        if view is not None:
             ids = {view["exchange_id"], view.get("request_id"), view.get("client_request_id")}
             found = sorted(one for id in ids if id for one in given.get(id, ()))
             yield view | {"feedback": [one for _, _, one in found]}
+
+    def _view_unless_erased(self, places: Places) -> dict[str, Any] | None:
+        try:
+            return self._view(places)
+        except Erased:
+            return None
 
     def _view(self, places: Places) -> dict[str, Any]:
         accepted = self._decoded(places.accepted)

@@ -28,10 +28,11 @@ from understudy.record.lock import FolderLock
 from understudy.record.manifest import NO_MANIFEST, Manifest, SealedFile, write_manifest
 from understudy.record.recover import Ledger
 from understudy.record.sealed import SegmentFiles
+from understudy.record.signing import MANIFEST
 from understudy.record.sources import Source
 from understudy.record.store import sync_folder
 
-Sign = Callable[[bytes], dict[str, str]]
+Sign = Callable[[bytes, bytes], dict[str, str]]
 SEAL_LOCK = "seal.lock"
 
 
@@ -42,7 +43,7 @@ def seal(source: Source, writer: str, *, include_newest: bool = False, sign: Sig
         source: whose log it is.
         writer: its name.
         include_newest: also the newest file; the caller holds the writer's lock.
-        sign: makes the signature of a manifest's body.
+        sign: Signer.sign, where there is a key.
 
     Raises:
         RecordError: another process seals, or a file cannot be read.
@@ -86,7 +87,7 @@ def seal_segment(source: Source, number: int, writer: str, sign: Sign | None) ->
     files = collected.files.write(source.store)
     manifest = collected.manifest(writer, files)
     if sign is not None:
-        manifest = replace(manifest, signature=sign(manifest.body))
+        manifest = replace(manifest, signature=sign(MANIFEST, manifest.body))
     write_manifest(source.store, manifest)
     return manifest
 
@@ -119,7 +120,7 @@ class _Segment:
             self._num_unchained += 1
         else:
             n, sha, chain = links
-            row |= {"n": n, "sha": sha}
+            row |= {"n": n, "sha": sha, "chain": chain}
             self._shas.append(sha)
             self._ns.append(n)
             self._chain = chain

@@ -11,7 +11,7 @@ import heapq
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
@@ -113,6 +113,27 @@ def parquet_writer(target: Any) -> Any:
     return pq.ParquetWriter(
         target, arrow_schema(), compression="zstd", use_dictionary=list(repeated), write_statistics=True
     )
+
+
+def rewrite(store: Store, path: str, change: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> int:
+    """Replace rows of a file where ``change`` gives another one; how many that were.
+
+    Raises:
+        RecordError: it cannot be read.
+        OSError: the store does not take it; the file is as it was.
+    """
+    target, num_changed = io.BytesIO(), 0
+    writer = parquet_writer(target)
+    with _Reading(store, path) as file:
+        for group in range(file.num_row_groups):
+            rows = list(_plain(file.read_row_group(group)))
+            changed = [change(row) for row in rows]
+            num_changed += sum(one is not None for one in changed)
+            writer.write_table(to_table([old if new is None else new for old, new in zip(rows, changed, strict=True)]))
+    writer.close()
+    if num_changed:
+        store.write(path, target.getvalue())
+    return num_changed
 
 
 class SealedSegment:

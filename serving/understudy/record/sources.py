@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from understudy.errors import RecordError
+from understudy.errors import Erased, RecordError
 from understudy.record.codec import decode_head
 from understudy.record.columns import DAMAGED
 from understudy.record.lines import Chain, Place, damage, read, record_of, scan_segment, segments
@@ -96,7 +96,8 @@ class Source:
         """The record at one place, as JSON.
 
         Raises:
-            RecordError: it is not what was written, was erased, or is gone.
+            Erased: it was, on purpose.
+            RecordError: it is not what was written, or is gone.
         """
         try:
             return record_of(read(self.log, place))
@@ -104,7 +105,7 @@ class Source:
             with self._lock:
                 found = self._segment(place.segment).document(place.offset_bytes)
         if found is None:
-            raise damage(self.log, place, "the record was erased")
+            raise Erased(f"{self.log}: segment {place.segment}, byte {place.offset_bytes}: the record was erased")
         return found
 
     def open_sealed(self, segment: int) -> SealedSegment:

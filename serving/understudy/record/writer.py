@@ -9,7 +9,7 @@ the writer tries again every ``retry_s``. When the store works again the backlog
 ``control`` record ``recording_resumed`` with the number of events that were lost.
 
 No answer may fail or wait for the record, so this is the one place beside the lane's guard that swallows
-errors. What it swallows is logged, counted in ``num_lost`` or ``num_undescribed``, and shown by health().
+errors. What it swallows is logged, counted in ``num_lost``, and shown by health().
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Protocol
 
 from understudy.errors import RecordError
 from understudy.record.backlog import Backlog, Flush
-from understudy.record.codec import append_json
 from understudy.record.lines import Place, append_line
 from understudy.record.log import SegmentLog
-from understudy.record.schema import Control, DescribeParameters, Event, Head, head_of
+from understudy.record.schema import Control, Event, Head
+from understudy.record.scribe import Scribe
 
 logger = logging.getLogger(__name__)
 
@@ -83,19 +83,18 @@ class Writer:
 
     Attributes:
         num_lost: events that are not in the log and never will be.
-        num_undescribed: exchanges recorded without their parameters, because describing them failed.
     """
 
     def __init__(
         self,
         log: SegmentLog,
         on_disk: OnDisk,
-        describe_parameters: DescribeParameters,
+        scribe: Scribe,
         limits: WriterLimits,
         world: World,
     ) -> None:
         """Nothing happens before start()."""
-        self._log, self._on_disk, self._describe_parameters = log, on_disk, describe_parameters
+        self._log, self._on_disk, self._scribe = log, on_disk, scribe
         self._limits, self._world = limits, world
         # All that callers and the thread share. A deque's append, popleft and len are atomic.
         self._queue: deque[Event | Flush] = deque()
@@ -105,7 +104,7 @@ class Writer:
         self._off: OSError | None = None
         self._attempt_since_s: float | None = None
         self._loss = threading.Lock()
-        self.num_lost = self.num_undescribed = 0
+        self.num_lost = 0
         self._num_lost_recorded = self._num_lost_told = 0
         self._thread = threading.Thread(target=self._run, name="understudy-record", daemon=True)
 
@@ -126,6 +125,10 @@ class Writer:
         self._wake.set()
         if self._stopped is not None:
             waiter.settle(self._not_running())
+
+    def begin_file(self) -> None:
+        """The next group begins a new file of the log."""
+        self._log.is_file_complete = True
 
     def stop(self, timeout_s: float) -> None:
         """Write what is queued, close the log and end the thread.
@@ -194,27 +197,15 @@ class Writer:
     def _push(self, event: Event) -> None:
         group = self._backlog.last()
         start = len(group.lines)
+        heads: list[Head] = []
         try:
-            head = head_of(event)
-            append_line(group.lines, lambda line: self._append_json(line, event), self._log.chain)
+            append_line(group.lines, lambda line: heads.append(self._scribe.append(line, event)), self._log.chain)
         except Exception:
             logger.exception("an event cannot be recorded: %s", type(event).__name__)
             self._lose(1)
             return
         group.starts.append(start)
-        group.heads.append(head)
-
-    def _append_json(self, line: bytearray, event: Event) -> None:
-        start = len(line)
-        try:
-            append_json(line, event, self._describe_parameters)
-        except Exception as error:
-            del line[start:]
-            reason = repr(error)
-            append_json(line, event, lambda parameters: {"undescribed": reason})
-            if not self.num_undescribed:
-                logger.exception("parameters cannot be recorded (said once, counted in num_undescribed)")
-            self.num_undescribed += 1
+        group.heads += heads
 
     def _write_group(self) -> bool:
         group = self._backlog.first()

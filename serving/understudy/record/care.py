@@ -1,0 +1,169 @@
+"""What a record needs from time to time: sealing, retention, erasing, and logs whose writer is gone.
+
+Nothing is removed before the log says so: ``enter`` puts a control record into the writer's log, durably, and begins a
+new file, so that what was written before it can be sealed. The server runs this in a process of its own (upkeep.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from understudy.errors import RecordError
+from understudy.record import erase
+from understudy.record.keeper import RecordKeeper
+from understudy.record.lines import segments
+from understudy.record.lock import FolderLock
+from understudy.record.recording import Recording
+from understudy.record.schema import Control, Ended
+from understudy.record.seal import seal, sealing
+from understudy.record.sources import Source
+from understudy.record.store import LocalStore, Store, store_at
+from understudy.types import Ending, State
+
+ORPHANED = Ending(State.EXPIRED, None, "orphaned")
+
+
+class Enter(Protocol):
+    """Puts a control record into the writer's log; it is durable, and the log's file complete, when this returns."""
+
+    def __call__(self, action: str, detail: Mapping[str, Any], /) -> None:
+        """Raises RecordError where it cannot be done: then nothing may be removed."""
+
+
+def root_of(recording: Recording) -> Store:
+    """Where the writers' folders are: requests to erase are beside them."""
+    url = recording.spec.url
+    return LocalStore(recording.spec.folder) if "://" not in url or url.startswith("file://") else store_at(url)
+
+
+def care(recording: Recording, enter: Enter, *, include_newest: bool = False) -> dict[str, int]:
+    """Everything that is due for one writer.
+
+    Args:
+        recording: whose record it is.
+        enter: see Enter.
+        include_newest: also seal the newest file; the caller holds the writer's lock.
+
+    Returns:
+        {"sealed": segments, "removed": segments, "erased": records}.
+
+    Raises:
+        RecordError, OSError: something cannot be read or written; what was done is whole, the rest is due again.
+    """
+    source, sign = Source(recording.log, recording.store), recording.signer and recording.signer.sign
+    now_unix_s = time.time()
+    done = {"sealed": 0, "removed": 0, "erased": 0}
+    due = [one for one in erase.requests(root_of(recording)) if erase.is_due(one, recording.store, now_unix_s)]
+    founds = [(one, _enter_erasure(recording, source, one, enter)) for one in due]
+    done["sealed"] = len(seal(source, recording.writer, include_newest=include_newest, sign=sign))
+    with sealing(recording.log):
+        for one, found in founds:
+            done["erased"] += erase.erase(source, found)
+            erase.note_served(one, recording.store, found.exchange_ids)
+    done["removed"] = retain(recording, source, enter, now_unix_s)
+    return done
+
+
+def _enter_erasure(recording: Recording, source: Source, one: erase.Erasure, enter: Enter) -> erase.Found:
+    found = erase.find(source, one, recording.privacy, erase.served(one, recording.store) or set())
+    if found.places:
+        enter("erase", {"request": one.id, "tag": one.tag, "records": found.ns})
+    return found
+
+
+def retain(recording: Recording, source: Source, enter: Enter, now_unix_s: float) -> int:
+    """Remove the files of segments whose newest record is older than ``record.retention``; manifests stay."""
+    if recording.spec.retention_s is None:
+        return 0
+    oldest_unix_s = now_unix_s - recording.spec.retention_s
+    manifests = [source.manifest(number) for number in source.sealed()]
+    present = set(recording.store.list("segments"))
+    expired = [
+        each
+        for each in manifests
+        if each.last_unix_s < oldest_unix_s and any(file.path in present for file in each.files)
+    ]
+    if expired:
+        enter("retention", {"before_unix_s": oldest_unix_s, "segments": [each.segment for each in expired]})
+        with sealing(recording.log):
+            for each in expired:
+                for file in each.files:
+                    recording.store.delete(file.path)
+    return len(expired)
+
+
+@contextmanager
+def adopted(recording: Recording) -> Iterator[Enter]:
+    """Be the writer of a log that has none: what its writer left unfinished ends as expired ("orphaned").
+
+    Raises:
+        RecordError: it has a writer.
+    """
+    keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store)
+    try:
+        for left in keeper.recovery.unfinished:
+            keeper.append(Ended(left.exchange_id, left.challenger, ORPHANED, time.time()))
+        yield lambda action, detail: keeper.enter(Control(action, time.time(), detail))
+    finally:
+        keeper.close()
+
+
+def orphans(recording: Recording) -> list[str]:
+    """The names of the other writers' folders here that have a log or are due for retention or erasing."""
+    root = recording.spec.folder
+    if not root.is_dir():
+        return []
+    others = (each for each in sorted(root.iterdir()) if each.is_dir() and each.name != recording.writer)
+    return [each.name for each in others if segments(each) or (each / "manifests").is_dir()]
+
+
+def adopt(recording: Recording, make: Callable[[str], Recording]) -> list[str]:
+    """Care for every folder beside this one whose writer is gone, and seal it whole. Returns their names.
+
+    Args:
+        recording: this writer's own.
+        make: the recording of another name.
+    """
+    taken = []
+    for name in orphans(recording):
+        other = make(name)
+        try:
+            if needs_care(other, is_orphan=True):
+                with adopted(other) as enter:
+                    enter("adopted", {"by": recording.writer})
+                    care(other, enter)
+                seal_whole(other)
+                taken.append(name)
+        except RecordError:  # it has a writer
+            continue
+    return taken
+
+
+def seal_whole(recording: Recording) -> None:
+    """Seal everything of a log that nobody writes. Raises RecordError where somebody does."""
+    lock = FolderLock(recording.log)
+    try:
+        sign = recording.signer and recording.signer.sign
+        seal(Source(recording.log, recording.store), recording.writer, include_newest=True, sign=sign)
+    finally:
+        lock.close()
+
+
+def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
+    """Whether care() would find something to do: listings and manifests only, no Parquet. Raises OSError, RecordError."""
+    now_unix_s = time.time()
+    if len(segments(recording.log)) > (0 if is_orphan else 1):
+        return True
+    if any(erase.is_due(one, recording.store, now_unix_s) for one in erase.requests(root_of(recording))):
+        return True
+    if recording.spec.retention_s is None:
+        return False
+    source, present = Source(recording.log, recording.store), set(recording.store.list("segments"))
+    manifests = (source.manifest(number) for number in source.sealed())
+    return any(
+        each.last_unix_s < now_unix_s - recording.spec.retention_s and any(file.path in present for file in each.files)
+        for each in manifests
+    )

@@ -1,0 +1,218 @@
+"""What of a text may be written: ``record.text``. Applied to a record before it is encoded, in the writer's thread.
+
+    full      everything
+    redacted  what the redactors find is replaced, in every text: prompt, body, answers, parameters (stop strings,
+              schemas), tags, errors, ids that clients chose. Token ids say what the text says, so they are left out
+              (``num_tokens``, ``num_prompt_tokens`` stay) where the text had a hit, and where it is not known.
+    none      no text and no token ids; a keyed hash of each, so that equal ones can still be told
+
+Fails closed: a record whose redaction raises is written as ``none`` and counted. A tag or an id with a hit becomes a
+pseudonym, a hash keyed with the record's own secret, which is never in the record: sessions stay units, and erasing
+by tag still finds them. Labels are what somebody gave on purpose for judging: they are redacted, never left out.
+Control records are the operator's own words and stay as they are.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
+
+Document = dict[str, Any]
+Redactor = Callable[[str], str]
+Mode = Literal["full", "redacted", "none"]
+MIN_DIGITS = 7  # a shorter number in a JSON body is no card and no phone
+
+
+class Privacy:
+    """One record's rule.
+
+    Args:
+        mode: ``record.text``.
+        redactors: each gets the text that the one before has left. They may be anybody's and may raise.
+        secret: keys the pseudonyms.
+
+    Attributes:
+        num_failed: records that were written as ``none`` because a redactor raised.
+    """
+
+    def __init__(self, mode: Mode = "full", redactors: Sequence[Redactor] = (), secret: bytes = b"") -> None:
+        self.mode, self._redactors, self._secret = mode, tuple(redactors), secret
+        self.num_failed = 0
+
+    def apply(self, document: Document) -> Document:
+        """The record as it may be written; the one given is not changed."""
+        if self.mode == "full" or document["kind"] == "control":
+            return document
+        if self.mode == "redacted":
+            try:
+                return _Redaction(self.redact, self.pseudonym).record(document)
+            except Exception:
+                if not self.num_failed:
+                    logger.exception("redaction failed; the record has hashes and metrics only (said once, counted)")
+                self.num_failed += 1
+        return _Hashes(self).record(document)
+
+    def id(self, id: str) -> str:
+        """An id, or the pseudonym under which it was recorded."""
+        if self.mode == "full":
+            return id
+        try:
+            return id if self.redact(id) == id else self.pseudonym(id)
+        except Exception:
+            logger.exception("an id cannot be redacted")
+            return self.pseudonym(id)
+
+    def tag(self, value: str) -> tuple[str, ...]:
+        """A tag's value as it may have been recorded, now or under another mode."""
+        return (value, self.pseudonym(value))
+
+    def redact(self, text: str) -> str:
+        """Through all redactors. Raises what they raise."""
+        for redactor in self._redactors:
+            text = redactor(text)
+            if not isinstance(text, str):
+                raise TypeError(f"a redactor returned {type(text).__name__}, not text")
+        return text
+
+    def pseudonym(self, text: str) -> str:
+        """The same for the same text, in this record only."""
+        return "hmac:" + hmac.new(self._secret, text.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:24]
+
+    def label(self, text: str) -> str:
+        """A label as it may be written."""
+        try:
+            return self.redact(text)
+        except Exception:
+            logger.exception("a label cannot be redacted")
+            return self.pseudonym(text)
+
+
+class _Hashes:
+    """``none``: numbers and words of ours stay, texts and token ids become keyed hashes or nothing."""
+
+    def __init__(self, privacy: Privacy) -> None:
+        self._privacy, self._pseudonym = privacy, privacy.pseudonym
+
+    def record(self, document: Document) -> Document:
+        done = dict(document)
+        for name in ("request_id", "client_request_id", "id"):
+            if document.get(name):
+                done[name] = self._privacy.id(document[name])
+        match document["kind"]:
+            case "feedback":
+                done |= {name: self._privacy.label(done[name]) for name in ("label", "name") if done.get(name)}
+            case "accepted":
+                prompt = document["champion"]["prompt_token_ids"]
+                done |= {
+                    "body": None,
+                    "prompt_text": None,
+                    "prompt_hmac": self._pseudonym(" ".join(map(str, prompt))),
+                    "tags": {name: self._pseudonym(value) for name, value in document["tags"].items()},
+                    "parameters": {name: self._value(value) for name, value in document["parameters"].items()},
+                    "champion": self._observation(document["champion"]),
+                }
+            case "ended":
+                done["detail"] = None
+                if document["observation"] is not None:
+                    done["observation"] = self._observation(document["observation"])
+        return done
+
+    def _observation(self, seen: Mapping[str, Any]) -> Document:
+        done = {**seen, "answers": [self._answer(each) for each in seen["answers"]]}
+        if seen["error"] is not None:  # its kind is ours, its words may be anybody's
+            kind = seen["error"].partition(":")[0]
+            done["error"] = kind if kind.isidentifier() else "error"
+        if (prompt := seen["prompt_token_ids"]) is not None:
+            done |= {"prompt_token_ids": (), "num_prompt_tokens": len(prompt)}
+        return done
+
+    def _answer(self, answer: Mapping[str, Any]) -> Document:
+        hashed = self._pseudonym(answer["text"])
+        return {**answer, "text": "", "text_hmac": hashed, "token_ids": (), "num_tokens": len(answer["token_ids"])}
+
+    def _value(self, value: Any) -> Any:
+        plain = value is None or isinstance(value, bool | int | float)
+        return value if plain else self._pseudonym(json.dumps(value, default=repr, sort_keys=True))
+
+
+class _Redaction:
+    """Walks one record. ``text`` replaces a text; what comes back changed had a hit."""
+
+    def __init__(self, text: Redactor, pseudonym: Redactor) -> None:
+        self._text, self._pseudonym = text, pseudonym
+
+    def record(self, document: Document) -> Document:
+        done = dict(document)
+        for name in ("request_id", "client_request_id", "id"):
+            if document.get(name):
+                done[name] = self._id(document[name])
+        if document["kind"] == "feedback":
+            return done | {name: self._text(done[name]) for name in ("label", "name") if done.get(name)}
+        for name in ("detail", "prompt_text"):
+            if document.get(name) is not None:
+                done[name] = self._text(document[name])
+        if document["kind"] == "accepted":
+            done["body"] = self._body(document["body"])
+            done["tags"] = {self._text(name): self._id(value) for name, value in document["tags"].items()}
+            done["parameters"] = self._walk(document["parameters"])
+            texts = ("prompt_text", "body")
+            known = any(document[name] is not None for name in texts)
+            hit = not known or any(done[name] != document[name] for name in texts)
+            done["champion"] = self._observation(document["champion"], prompt_is_clean=not hit)
+        elif document.get("observation") is not None:
+            done["observation"] = self._observation(document["observation"], prompt_is_clean=False)
+        return done
+
+    def _id(self, id: str) -> str:
+        return id if self._text(id) == id else self._pseudonym(id)
+
+    def _observation(self, seen: Mapping[str, Any], *, prompt_is_clean: bool) -> Document:
+        done = dict(seen)
+        if seen["error"] is not None:
+            done["error"] = self._text(seen["error"])
+        prompt = seen["prompt_token_ids"]
+        if prompt is not None and not prompt_is_clean:  # null is the champion's, which has its own rule
+            done |= {"prompt_token_ids": (), "num_prompt_tokens": len(prompt)}
+        done["answers"] = [self._answer(each) for each in seen["answers"]]
+        return done
+
+    def _answer(self, answer: Mapping[str, Any]) -> Document:
+        text = self._text(answer["text"])
+        if text == answer["text"] and (text or not answer["token_ids"]):
+            return dict(answer)
+        return {**answer, "text": text, "token_ids": (), "num_tokens": len(answer["token_ids"])}
+
+    def _body(self, body: str | None) -> str | None:
+        """Text by text where it is JSON, so that what JSON escapes is seen; else as one text."""
+        if body is None:
+            return None
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError):
+            return self._text(body)
+        walked = self._walk(parsed)
+        return body if walked == parsed else json.dumps(walked, ensure_ascii=False)
+
+    def _walk(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._text(value)
+            case bool() | float() | None:
+                return value
+            case int():
+                text = str(value)
+                return value if len(text) < MIN_DIGITS or self._text(text) == text else self._text(text)
+            case Mapping():
+                return {self._text(str(name)): self._walk(each) for name, each in value.items()}
+            case list() | tuple() | set() | frozenset():
+                return [self._walk(each) for each in value]
+            case _:
+                return self._text(repr(value))
+
+
+FULL = Privacy()

@@ -1,0 +1,91 @@
+"""How one replica records: the options of ``record`` as the objects they stand for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from understudy.config import RecordSpec
+from understudy.errors import RecordError
+from understudy.record.privacy import FULL, Privacy
+from understudy.record.redactors import load
+from understudy.record.signing import Signer
+from understudy.record.store import LocalStore, Store, is_local, store_at
+
+SECRET_FILE = "redaction.key"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One writer's record.
+
+    Attributes:
+        writer: its name, and that of its folder.
+        log: the folder of its log, on a local disk.
+        store: where its sealed segments go.
+        rollout: what is compared, and by which gates.
+        privacy: what of a text may be written.
+        signer: signs manifests and checkpoints, where there is a key.
+        spec: the options it was made from.
+    """
+
+    writer: str
+    log: Path
+    store: Store
+    rollout: str = ""
+    privacy: Privacy = FULL
+    signer: Signer | None = None
+    spec: RecordSpec = field(default_factory=RecordSpec)
+
+    @staticmethod
+    def at(folder: Path) -> Recording:
+        """Everything in one folder, in full."""
+        return Recording(folder.name, folder, LocalStore(folder))
+
+    @staticmethod
+    def of(spec: RecordSpec, writer: str, rollout: str = "") -> Recording:
+        """As the configuration has it.
+
+        Raises:
+            ConfigError: a redactor or the signing key cannot be had.
+            RecordError: the store cannot be had.
+        """
+        privacy = FULL
+        if spec.text != "full":
+            privacy = Privacy(spec.text, load(spec.redactors), secret_in(spec.folder))
+        return Recording(
+            writer=writer,
+            log=spec.folder / writer,
+            store=LocalStore(spec.folder / writer) if is_local(spec.url) else store_at(spec.url).inside(writer),
+            rollout=rollout,
+            privacy=privacy,
+            signer=None if spec.signing_key is None else Signer(spec.signing_key),
+            spec=spec,
+        )
+
+
+def secret_in(root: Path) -> bytes:
+    """The secret that keys this record's pseudonyms, made at the first call; the replicas share it.
+
+    Raises:
+        RecordError: it cannot be read or made.
+    """
+    path = root / SECRET_FILE
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = root / f"{SECRET_FILE}.{os.getpid()}"
+        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(os.urandom(32))
+            file.flush()
+            os.fsync(fd)
+        try:
+            os.link(made, path)  # whole or not at all, and never over another's
+        except FileExistsError:
+            pass
+        finally:
+            made.unlink()
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path} cannot be had: {error}") from error

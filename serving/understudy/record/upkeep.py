@@ -1,0 +1,105 @@
+"""Care for the record in a process of its own: Parquet takes time and the GIL, and neither is to be the champion's.
+
+    parent -> child   {"writer", "rollout", "spec", "adopt"}                  one line of JSON
+    child -> parent   {"enter": action, "detail": {...}}                      put this into your log
+    parent -> child   {} or {"error": words}                                  it is durable, or it is not
+    child -> parent   {"done": {...}, "adopted": [...]} or {"error": words}   the last line
+
+The child runs at the lowest priority and ends with its stdin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from understudy.config import RecordSpec
+from understudy.errors import RecordError, UnderstudyError
+from understudy.record.care import adopt, care
+from understudy.record.recording import Recording
+
+MAX_LINE_BYTES = 64 << 20  # an erasure names every record
+
+
+async def run(
+    recording: Recording, enter: Callable[[str, Mapping[str, Any]], None], *, adopting: bool = False
+) -> dict[str, Any]:
+    """Start the child and serve it. A cancelled call kills it; what it has not finished is due again.
+
+    Args:
+        recording: whose record it is.
+        enter: puts a control record into the log, durably; called in a thread.
+        adopting: also care for the folders beside it whose writer is gone.
+
+    Returns:
+        The child's last line.
+
+    Raises:
+        RecordError: it could not do all of it.
+    """
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "understudy.record.upkeep",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        order = {"writer": recording.writer, "spec": asdict(recording.spec), "adopt": adopting}
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        while said := await child.stdout.readline():
+            message: dict[str, Any] = json.loads(said)
+            if "enter" not in message:
+                break
+            answer = await asyncio.to_thread(_entered, enter, message)
+            child.stdin.write(json.dumps(answer).encode() + b"\n")
+        else:
+            raise RecordError("the process that cares for the record ended early")
+        if "error" in message:
+            raise RecordError(f"caring for the record: {message['error']}")
+        return message
+    finally:
+        if child.returncode is None:
+            child.stdin.close()
+            await child.wait()
+
+
+def _entered(enter: Callable[[str, Mapping[str, Any]], None], message: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        enter(message["enter"], message["detail"])
+    except RecordError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def main() -> None:
+    """The child."""
+    os.nice(19)
+    order = json.loads(sys.stdin.readline())
+    spec = RecordSpec(**{**order["spec"], "redactors": tuple(order["spec"]["redactors"])})
+    try:
+        recording = Recording.of(spec, order["writer"])
+        done = care(recording, _ask)
+        adopted = adopt(recording, lambda name: Recording.of(spec, name)) if order["adopt"] else []
+        _say({"done": done, "adopted": adopted})
+    except (UnderstudyError, OSError) as error:
+        _say({"error": f"{type(error).__name__}: {error}"})
+
+
+def _ask(action: str, detail: Mapping[str, Any]) -> None:
+    _say({"enter": action, "detail": detail})
+    answer = json.loads(sys.stdin.readline() or '{"error": "the server is gone"}')
+    if "error" in answer:
+        raise RecordError(answer["error"])
+
+
+def _say(message: Mapping[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main()
