@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
-from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json
+from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
+from understudy.record.care import needs_care
+from understudy.record.recording import Recording
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
 from understudy.types import Ending, Exchange, State
@@ -28,6 +31,8 @@ VERDICT_MAX_AGE_S = 1.0
 REPLAY_BATCH = 20
 MAX_EARLY_LABELS = 10_000
 OPEN_AGAIN_S = (0.0, 1.0, 4.0)
+CARE_S = 60.0
+CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
 
 
@@ -40,7 +45,14 @@ class Archive:
         guard: the lane's.
     """
 
-    def __init__(self, keeper: RecordKeeper | None, why_not: str, gates: Sequence[Gate], guard: Guard) -> None:
+    def __init__(
+        self,
+        keeper: RecordKeeper | None,
+        why_not: str,
+        gates: Sequence[Gate],
+        guard: Guard,
+        recording: Recording | None = None,
+    ) -> None:
         self.replayed = asyncio.Event()
         self._keeper = keeper
         self._why_not = why_not
@@ -52,19 +64,36 @@ class Archive:
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._verdicts_at_s = float("-inf")
         self._replaying: asyncio.Task[None] | None = None
+        self._recording = recording
+        self._caring: asyncio.Task[None] | None = None
 
     @staticmethod
     async def open(
-        folder: Path, describe_parameters: Callable[[Any], Mapping[str, Any]], gates: Sequence[Gate], guard: Guard
+        folder: Path,
+        describe_parameters: Callable[[Any], Mapping[str, Any]],
+        gates: Sequence[Gate],
+        guard: Guard,
+        recording: Recording | None = None,
     ) -> Archive:
-        """Open the record in ``folder``. Where it cannot be opened the champion serves all the same; status says so."""
-        why_not = ""
+        """Open the record in ``folder``, kept as ``recording`` says (in full, and in that folder alone, without it).
+
+        Where it cannot be opened the champion serves all the same; status says so.
+        """
+        why_not, how = "", recording or Recording.at(folder)
+        open_keeper = partial(
+            RecordKeeper.open,
+            folder,
+            describe_parameters=describe_parameters,
+            rollout=how.rollout,
+            privacy=how.privacy,
+            store=how.store,
+            signer=how.signer,
+        )
         for wait_s in OPEN_AGAIN_S:  # a replica that is being replaced may hold the folder a little longer
             await asyncio.sleep(wait_s)
             try:
-                keeper = await asyncio.to_thread(RecordKeeper.open, folder, describe_parameters=describe_parameters)
-                return Archive(keeper, "", gates, guard)
-            except RecordError as fault:
+                return Archive(await asyncio.to_thread(open_keeper), "", gates, guard, recording)
+            except (RecordError, OSError) as fault:
                 log.warning("the record cannot be opened: %s", fault)
                 why_not = f"nothing is recorded: {fault}"
         return Archive(None, why_not, gates, guard)
@@ -77,6 +106,8 @@ class Archive:
         for left in recovery.unfinished:
             self._keeper.append(Ended(left.exchange_id, left.challenger, RESTARTED, time.time()))
         self._replaying = asyncio.create_task(self._replay(), name="archive-replay")
+        if self._recording is not None:
+            self._caring = asyncio.create_task(self._care(self._recording), name="archive-care")
         return {name: counts.expire_pending() for name, counts in recovery.counts.items()}
 
     # what the lane tells (steps 5, 8 and 9)
@@ -116,9 +147,9 @@ class Archive:
                 del self._early_labels[next(iter(self._early_labels))]
         return bool(found)
 
-    def control(self, action: str, offered: Mapping[str, int]) -> None:
+    def control(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any] | None = None) -> None:
         """Something was done to the shadow as a whole."""
-        self._append(Control(action, time.time(), offered=offered))
+        self._append(Control(action, time.time(), detail or {}, offered))
 
     def verdicts(self, names: Iterable[str], *, idle: bool) -> Mapping[str, dict[str, Any]]:
         """By challenger. One takes about 10 ms of the event loop: under traffic they are renewed once a second."""
@@ -143,15 +174,17 @@ class Archive:
             "detail": detail,
             "replayed": self.replayed.is_set(),
             "lost": self._keeper.num_lost + recovery.num_lost,
+            "unredacted": self._keeper.num_unredacted,
             "damaged": recovery.num_damaged + self._keeper.reader.damage.num_damaged,
             "orphans": recovery.num_orphans,
         }
 
     async def close(self) -> None:
         """Write what is left and give the folder back. Idempotent."""
-        if self._replaying is not None:
-            self._replaying.cancel()
-            await asyncio.gather(self._replaying, return_exceptions=True)
+        tasks = [task for task in (self._replaying, self._caring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._keeper is not None:
             with self._guard("record"):
                 await asyncio.to_thread(self._keeper.close)
@@ -166,6 +199,24 @@ class Archive:
         assert self._keeper is not None
         with self._guard("record"):  # recording may be off; what is on disk is found all the same
             await self._keeper.flush()
+
+    async def _care(self, recording: Recording) -> None:
+        """Seal, remove, erase and adopt in a process of its own, when something is due.
+
+        The first time after a minute: a replica that starts with this one may be about to take its own folder.
+        """
+        keeper = self._keeper
+        assert keeper is not None
+
+        def enter(action: str, detail: Mapping[str, Any]) -> None:
+            keeper.enter(Control(action, time.time(), detail))
+
+        for turn in count():
+            await asyncio.sleep(CARE_S)
+            with self._guard("care"):
+                adopting = turn % CARE_FOR_OTHERS == 0
+                if adopting or await asyncio.to_thread(needs_care, recording):
+                    await upkeep.run(recording, enter, adopting=adopting)
 
     def _hear(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         self._judge.ended(exchange, challenger, ending)

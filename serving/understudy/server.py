@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,9 +19,11 @@ from understudy.engines import placements
 from understudy.engines.base import Engine
 from understudy.engines.placements import Engines
 from understudy.errors import EngineDead
+from understudy.identity import identify
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.lane.ledger import total
+from understudy.record.recording import Recording
 from understudy.report.page import report_page
 
 
@@ -51,20 +54,24 @@ class Server:
         """
         config, guard = parse(raw_config), Guard()
         compare = Comparators(config.compare, guard)
+        record = await asyncio.to_thread(Recording.of, config.record, f"replica-{replica}")
         engines = await placements.start(config)
         archive = None
         try:
             from understudy.engines.vllm_engine import describe_parameters
 
-            archive = await Archive.open(
-                config.record.folder / f"replica-{replica}", describe_parameters, config.gates, guard
-            )
-            compare.parse_tools = tool_parser(config, engines)
+            detail: Mapping[str, Any] = {}
+            with guard("identity"):  # a model that cannot be hashed can still be served
+                identity = await asyncio.to_thread(identify, config)
+                record, detail = record.of_rollout(identity.rollout), identity.detail
+            archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
             self = Server(config, engines, archive, guard, compare)
             self._lane.restore(archive.take_up())
             self.app = await self._build_app()
             self._lane.start()
-            archive.control("start", self._lane.offered())
+            archive.control("identity", self._lane.offered(), detail)
+            hashes = {name: detail.get(name) for name in ("config_sha256", "gates_sha256", "gates")}
+            archive.control("start", self._lane.offered(), hashes)
         except BaseException:
             if archive is not None:
                 await archive.close()

@@ -53,12 +53,12 @@ def care(recording: Recording, enter: Enter, *, include_newest: bool = False) ->
     Raises:
         RecordError, OSError: something cannot be read or written; what was done is whole, the rest is due again.
     """
-    source, sign = Source(recording.log, recording.store), recording.signer and recording.signer.sign
+    source = Source(recording.log, recording.store)
     now_unix_s = time.time()
     done = {"sealed": 0, "removed": 0, "erased": 0}
     due = [one for one in erase.requests(root_of(recording)) if erase.is_due(one, recording.store, now_unix_s)]
     founds = [(one, _enter_erasure(recording, source, one, enter)) for one in due]
-    done["sealed"] = len(seal(source, recording.writer, include_newest=include_newest, sign=sign))
+    done["sealed"] = len(seal(source, recording.writer, include_newest=include_newest, sign=recording.sign))
     with sealing(recording.log):
         for one, found in founds:
             done["erased"] += erase.erase(source, found)
@@ -146,14 +146,13 @@ def seal_whole(recording: Recording) -> None:
     """Seal everything of a log that nobody writes. Raises RecordError where somebody does."""
     lock = FolderLock(recording.log)
     try:
-        sign = recording.signer and recording.signer.sign
-        seal(Source(recording.log, recording.store), recording.writer, include_newest=True, sign=sign)
+        seal(Source(recording.log, recording.store), recording.writer, include_newest=True, sign=recording.sign)
     finally:
         lock.close()
 
 
 def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
-    """Whether care() would find something to do: listings and manifests only, no Parquet. Raises OSError, RecordError."""
+    """Whether care() would find something to do; reads no Parquet. Raises OSError, RecordError."""
     now_unix_s = time.time()
     if len(segments(recording.log)) > (0 if is_orphan else 1):
         return True

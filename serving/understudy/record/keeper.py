@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from understudy.record.reading import RecordReader
 from understudy.record.recover import Recovery, replay
 from understudy.record.schema import DescribeParameters, Event, Head
 from understudy.record.scribe import Scribe
+from understudy.record.signing import Signer
 from understudy.record.sources import Source
 from understudy.record.store import LocalStore, Store
 from understudy.record.writer import World, Writer, WriterLimits
@@ -57,6 +59,7 @@ class RecordKeeper:
         rollout: str = "",
         privacy: Privacy = FULL,
         store: Store | None = None,
+        signer: Signer | None = None,
         limits: WriterLimits = DEFAULT_LIMITS,
         max_segment_bytes: int = MAX_SEGMENT_BYTES,
         max_indexed: int = MAX_EXCHANGES,
@@ -72,6 +75,7 @@ class RecordKeeper:
             rollout: what is compared, and by which gates; written into every record.
             privacy: what of a text may be written.
             store: where sealed segments go; the folder itself where not given.
+            signer: signs checkpoints.
             limits: of the writer.
             max_segment_bytes: a segment as large as this is followed by a new one.
             max_indexed: exchanges that find() finds without a scan, about 1 KB of memory each.
@@ -97,7 +101,8 @@ class RecordKeeper:
                     index.add(head, place)
 
         scribe = Scribe(describe_parameters, rollout, privacy)
-        writer = Writer(log, on_disk, scribe, limits, world)
+        checkpoint = None if signer is None else partial(signer.checkpoint, folder.name)
+        writer = Writer(log, on_disk, scribe, limits, world, checkpoint)
         writer.start()
         return cls(recovery, RecordReader(source, index, index_lock), writer, scribe)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from understudy.config import RecordSpec
@@ -38,6 +39,15 @@ class Recording:
     signer: Signer | None = None
     spec: RecordSpec = field(default_factory=RecordSpec)
 
+    def of_rollout(self, rollout: str) -> Recording:
+        """The same, for what is compared now."""
+        return replace(self, rollout=rollout)
+
+    @property
+    def sign(self) -> Callable[[bytes, bytes], dict[str, str]] | None:
+        """Signer.sign, where there is a key."""
+        return None if self.signer is None else self.signer.sign
+
     @staticmethod
     def at(folder: Path) -> Recording:
         """Everything in one folder, in full."""
@@ -48,12 +58,12 @@ class Recording:
         """As the configuration has it.
 
         Raises:
-            ConfigError: a redactor or the signing key cannot be had.
-            RecordError: the store cannot be had.
+            ConfigError: a redactor, the signing key or the store's package cannot be had. A store that cannot be
+                written is no such error: the keeper says so when it opens it.
         """
         privacy = FULL
         if spec.text != "full":
-            privacy = Privacy(spec.text, load(spec.redactors), secret_in(spec.folder))
+            privacy = Privacy(spec.text, load(spec.redactors), _secret_or_new(spec.folder))
         return Recording(
             writer=writer,
             log=spec.folder / writer,
@@ -63,6 +73,14 @@ class Recording:
             signer=None if spec.signing_key is None else Signer(spec.signing_key),
             spec=spec,
         )
+
+
+def _secret_or_new(root: Path) -> bytes:
+    """One for this run alone where the folder cannot be written: nothing can be recorded in it either."""
+    try:
+        return secret_in(root)
+    except RecordError:
+        return os.urandom(32)
 
 
 def secret_in(root: Path) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from understudy.errors import ConfigError
+from understudy.record.lines import Chain
 
 MANIFEST, CHECKPOINT = b"understudy manifest\n", b"understudy checkpoint\n"  # what a signature is of, signed with it
 
@@ -31,6 +32,11 @@ class Signer:
             raise ConfigError(f"record.signing_key: {str(path)!r} holds no Ed25519 key")
         self._key = key
         self.public_key = key.public_key().public_bytes_raw().hex()
+
+    def checkpoint(self, writer: str, chain: Chain) -> dict[str, str | int]:
+        """The detail of a checkpoint: where a writer's chain stands, signed."""
+        head = chain.head.hex()
+        return {"n": chain.n, "chain": head, **self.sign(CHECKPOINT, checkpoint_message(writer, chain.n, head))}
 
     def sign(self, what: bytes, message: bytes) -> dict[str, str]:
         """The signature, with the key that made it."""

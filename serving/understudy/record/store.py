@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from understudy.errors import RecordError
+from understudy.errors import ConfigError
 
 TEMPORARY = ".writing"
 
@@ -100,7 +100,7 @@ class RemoteStore:
     """Anything fsspec knows: s3://bucket/folder (with s3fs installed), gs://, memory:// in tests."""
 
     def __init__(self, url: str, fs: Any = None, root: str = "") -> None:
-        """Raises RecordError where fsspec does not know the URL or its package is not installed."""
+        """Raises ConfigError where fsspec does not know the URL or its package is not installed."""
         self.url = url
         if fs is None:
             import fsspec
@@ -108,7 +108,7 @@ class RemoteStore:
             try:
                 fs, root = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
-                raise RecordError(f"record.url: {url}: {error}") from error
+                raise ConfigError(f"record.url: {url!r} cannot be had: {error}") from error
         self._fs, self._root = fs, root
 
     def write(self, path: str, content: bytes) -> None:

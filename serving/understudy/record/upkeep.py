@@ -5,7 +5,7 @@
     parent -> child   {} or {"error": words}                                  it is durable, or it is not
     child -> parent   {"done": {...}, "adopted": [...]} or {"error": words}   the last line
 
-The child runs at the lowest priority and ends with its stdin.
+The child runs at the lowest priority. It may be killed at any moment: every step is whole or due again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -64,7 +65,8 @@ async def run(
         return message
     finally:
         if child.returncode is None:
-            child.stdin.close()
+            with suppress(ProcessLookupError):
+                child.kill()
             await child.wait()
 
 

@@ -18,13 +18,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.errors import RecordError
 from understudy.record.backlog import Backlog, Flush
-from understudy.record.lines import Place, append_line
+from understudy.record.lines import Chain, Place, append_line
 from understudy.record.log import SegmentLog
 from understudy.record.schema import Control, Event, Head
 from understudy.record.scribe import Scribe
@@ -40,6 +40,7 @@ class WriterLimits:
 
     Attributes:
         fsync_interval_s: an event is on disk at most this long after append(), plus one write and fsync.
+        checkpoint_s: between two signatures of the chain, where there is a key and the chain has moved.
         retry_s: between two attempts while the store fails.
         stalled_s: an attempt that takes longer than this makes health() say so.
         max_queued: events, each a few references, that wait for the writer while it writes.
@@ -48,6 +49,7 @@ class WriterLimits:
     """
 
     fsync_interval_s: float = 0.05
+    checkpoint_s: float = 60.0
     retry_s: float = 1.0
     stalled_s: float = 5.0
     max_queued: int = 10_000
@@ -60,6 +62,9 @@ class Wait(Protocol):
 
     def __call__(self, event: threading.Event, timeout: float, /) -> object:
         """Return when the event is set, or after ``timeout`` seconds."""
+
+
+Checkpoint = Callable[[Chain], Mapping[str, object]]  # the detail of a checkpoint
 
 
 class OnDisk(Protocol):
@@ -92,14 +97,16 @@ class Writer:
         scribe: Scribe,
         limits: WriterLimits,
         world: World,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Nothing happens before start()."""
+        """Nothing happens before start(). ``checkpoint`` signs where the chain stands, if there is a key."""
         self._log, self._on_disk, self._scribe = log, on_disk, scribe
         self._limits, self._world = limits, world
         # All that callers and the thread share. A deque's append, popleft and len are atomic.
         self._queue: deque[Event | Flush] = deque()
         self._backlog = Backlog(limits.group_bytes)
         self._wake, self._stopping = threading.Event(), False
+        self._checkpoint, self._checkpoint_at_s, self._checkpoint_n = checkpoint, world.monotonic(), log.chain.n
         self._stopped: str | None = None
         self._off: OSError | None = None
         self._attempt_since_s: float | None = None
@@ -164,12 +171,23 @@ class Writer:
                 self._world.wait(self._wake, max(0.0, started_s + interval_s - self._world.monotonic()))
                 self._wake.clear()
                 started_s = self._world.monotonic()
+                if started_s - self._checkpoint_at_s >= self._limits.checkpoint_s:
+                    self._check_in()
                 self._cycle()
+            self._cycle()
+            self._check_in()
             self._cycle()
             self._end(CLOSED)
         except BaseException as error:  # nobody is above this frame: say it where it will be seen
             logger.exception("the record's writer died")
             self._end(f"{type(error).__name__}: {error}")
+
+    def _check_in(self) -> None:
+        """Sign where the chain stands, if it has moved: behind all that is encoded, before all that is queued."""
+        self._checkpoint_at_s = self._world.monotonic()
+        if self._checkpoint is not None and self._log.chain.n > self._checkpoint_n:
+            self._push(Control("checkpoint", self._world.wall(), self._checkpoint(self._log.chain)))
+            self._checkpoint_n = self._log.chain.n
 
     def _cycle(self) -> None:
         """Put everything that is queued now on disk, or fail at it visibly."""
