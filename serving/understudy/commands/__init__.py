@@ -7,6 +7,8 @@ called ``command``. Heavy imports happen inside the commands, so that ``understu
 from __future__ import annotations
 
 COMMANDS = {
+    "audit": "understudy.commands.audit",
+    "erase": "understudy.commands.erase",
     "demo": "understudy.commands.demo",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",

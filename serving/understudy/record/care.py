@@ -7,16 +7,20 @@ new file, so that what was written before it can be sealed. The server runs this
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
+from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.record import erase
 from understudy.record.keeper import RecordKeeper
 from understudy.record.lines import segments
 from understudy.record.lock import FolderLock
-from understudy.record.recording import Recording
+from understudy.record.privacy import Privacy
+from understudy.record.recording import Recording, secret_in
+from understudy.record.scanning import sources_at
 from understudy.record.schema import Control, Ended
 from understudy.record.seal import seal, sealing
 from understudy.record.sources import Source
@@ -166,3 +170,24 @@ def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
         each.last_unix_s < now_unix_s - recording.spec.retention_s and any(file.path in present for file in each.files)
         for each in manifests
     )
+
+
+def erase_now(spec: RecordSpec, tags: Sequence[str]) -> Iterator[str]:
+    """Request that everything with these tags (name=value) be erased, and do it where no server writes. Words.
+
+    Raises:
+        RecordError: there is no record, or a tag is none.
+    """
+    named = [erase.check_tag(tag) for tag in tags]
+    names = [source.log.name for source in sources_at(spec.url, spec.folder)]
+    privacy = Privacy(secret=secret_in(spec.folder))
+    for name, value in named:
+        erase.request(root_of(Recording.of(spec, "")), name, value, privacy)
+    for writer in names:
+        recording = replace(Recording.of(spec, writer), privacy=privacy)
+        try:
+            with adopted(recording) as enter:
+                done = care(recording, enter)
+            yield f"{writer}: {done['erased']} records erased"
+        except RecordError as error:
+            yield f"{writer}: {error}; its server erases within two minutes"

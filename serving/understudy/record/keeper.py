@@ -157,7 +157,9 @@ class RecordKeeper:
 
     def find(self, id: str) -> list[dict[str, Any]]:
         """Exchanges on disk by one of their ids; see RecordReader.find. Reads files: call it in a thread."""
-        return self.reader.find(self._scribe.privacy.id(id))
+        found = self.reader.find(id)
+        pseudonym = self._scribe.privacy.id(id)
+        return found if found or pseudonym == id else self.reader.find(pseudonym)
 
     def iterate(self) -> Iterator[dict[str, Any]]:
         """All exchanges on disk; see RecordReader.iterate. Reads files: use it in a thread."""

@@ -64,12 +64,7 @@ class Privacy:
         try:
             return id if self.redact(id) == id else self.pseudonym(id)
         except Exception:
-            logger.exception("an id cannot be redacted")
             return self.pseudonym(id)
-
-    def tag(self, value: str) -> tuple[str, ...]:
-        """A tag's value as it may have been recorded, now or under another mode."""
-        return (value, self.pseudonym(value))
 
     def redact(self, text: str) -> str:
         """Through all redactors. Raises what they raise."""
@@ -88,7 +83,6 @@ class Privacy:
         try:
             return self.redact(text)
         except Exception:
-            logger.exception("a label cannot be redacted")
             return self.pseudonym(text)
 
 

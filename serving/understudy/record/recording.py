@@ -61,9 +61,8 @@ class Recording:
             ConfigError: a redactor, the signing key or the store's package cannot be had. A store that cannot be
                 written is no such error: the keeper says so when it opens it.
         """
-        privacy = FULL
-        if spec.text != "full":
-            privacy = Privacy(spec.text, load(spec.redactors), _secret_or_new(spec.folder))
+        redactors = () if spec.text == "full" else load(spec.redactors)
+        privacy = Privacy(spec.text, redactors, _secret_or_new(spec.folder))
         return Recording(
             writer=writer,
             log=spec.folder / writer,

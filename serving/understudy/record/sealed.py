@@ -208,7 +208,11 @@ class _Reading:
 
         try:
             self._file = self._store.open(self._path)
-            return pq.ParquetFile(self._file)
+            try:
+                return pq.ParquetFile(self._file)
+            except BaseException:
+                self._file.close()
+                raise
         except (OSError, pa.ArrowException) as error:
             raise RecordError(f"{self._store.url}/{self._path} cannot be read: {error}") from error
 
