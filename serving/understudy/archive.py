@@ -215,6 +215,8 @@ class Archive:
             await asyncio.sleep(CARE_S)
             with self._guard("care"):
                 adopting = turn % CARE_FOR_OTHERS == 0
+                if adopting:
+                    keeper.begin_file()  # little traffic is sealed too, and becomes old enough to be removed
                 if adopting or await asyncio.to_thread(needs_care, recording):
                     await upkeep.run(recording, enter, adopting=adopting)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 COMMANDS = {
     "audit": "understudy.commands.audit",
-    "erase": "understudy.commands.erase",
     "demo": "understudy.commands.demo",
+    "erase": "understudy.commands.erase",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",
 }

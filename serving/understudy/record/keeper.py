@@ -129,6 +129,10 @@ class RecordKeeper:
         """
         self._writer.append(event)
 
+    def begin_file(self) -> None:
+        """What is appended next begins a new file of the log: all before it can be sealed."""
+        self._writer.begin_file()
+
     def enter(self, event: Event) -> None:
         """Make an event durable now, and begin a new file: all before it can be sealed. Blocks; not on an event loop.
 

@@ -61,10 +61,7 @@ class Privacy:
         """An id, or the pseudonym under which it was recorded."""
         if self.mode == "full":
             return id
-        try:
-            return id if self.redact(id) == id else self.pseudonym(id)
-        except Exception:
-            return self.pseudonym(id)
+        return id if self._redacted(id) == id else self.pseudonym(id)
 
     def redact(self, text: str) -> str:
         """Through all redactors. Raises what they raise."""
@@ -80,10 +77,17 @@ class Privacy:
 
     def label(self, text: str) -> str:
         """A label as it may be written."""
+        redacted = self._redacted(text)
+        return self.pseudonym(text) if redacted is None else redacted
+
+    def _redacted(self, text: str) -> str | None:
         try:
             return self.redact(text)
         except Exception:
-            return self.pseudonym(text)
+            if not self.num_failed:
+                logger.exception("redaction failed (said once, counted)")
+            self.num_failed += 1
+            return None
 
 
 class _Hashes:

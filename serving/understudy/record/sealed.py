@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
-from understudy.errors import RecordError
+from understudy.errors import Erased, RecordError
 from understudy.record.columns import COLUMNS, NO_ROLLOUT
 from understudy.record.manifest import Manifest, SealedFile
 from understudy.record.store import Store
@@ -147,9 +147,13 @@ class SealedSegment:
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows in the order of the log, with ``offset`` and these columns; one row group of each file in memory.
 
+        A segment that was removed, with all of its files, has none; the audit tells whether that was entered.
+
         Raises:
-            RecordError: a file is gone or cannot be read.
+            RecordError: a file cannot be read, or one of several is gone.
         """
+        if self._is_removed():
+            return
         wanted = list(dict.fromkeys(("offset", *columns)))
         parts = [self._rows_of(file.path, wanted) for file in self.manifest.files]
         yield from heapq.merge(*parts, key=lambda row: row["offset"])
@@ -158,8 +162,11 @@ class SealedSegment:
         """The record that began at ``offset``; None where it was erased.
 
         Raises:
+            Erased: with its whole segment.
             RecordError: there is none, or a file cannot be read.
         """
+        if self._is_removed():
+            raise Erased(f"{self._store.url}: segment {self.manifest.segment} was removed")
         for file in self.manifest.files:
             for group, (first, last) in enumerate(self._offsets(file.path)):
                 if first <= offset <= last:
@@ -167,6 +174,9 @@ class SealedSegment:
                     if offset in found:
                         return found[offset]
         raise RecordError(f"{self._store.url}: segment {self.manifest.segment} has no record at byte {offset}")
+
+    def _is_removed(self) -> bool:
+        return not any(self._store.exists(file.path) for file in self.manifest.files)
 
     def _rows_of(self, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         with self._reading(path) as file:

@@ -33,6 +33,9 @@ class Store(Protocol):
     def open(self, path: str) -> IO[bytes]:
         """For reading parts of it."""
 
+    def exists(self, path: str) -> bool:
+        """Whether it is there."""
+
     def list(self, prefix: str = "") -> list[str]:
         """Every object below a folder, sorted."""
 
@@ -74,6 +77,10 @@ class LocalStore:
     def open(self, path: str) -> IO[bytes]:
         """See Store."""
         return (self.folder / path).open("rb")
+
+    def exists(self, path: str) -> bool:
+        """See Store."""
+        return (self.folder / path).exists()
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store; what a dead writer left half-written is not among them."""
@@ -124,6 +131,10 @@ class RemoteStore:
         """See Store."""
         file: IO[bytes] = self._fs.open(self._at(path), "rb")
         return file
+
+    def exists(self, path: str) -> bool:
+        """See Store."""
+        return bool(self._fs.exists(self._at(path)))
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
