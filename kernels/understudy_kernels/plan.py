@@ -82,7 +82,7 @@ def plan_heads(shape: Shape, dtype: torch.dtype, device: Device, num_sides: int)
         block_hidden = min(2 * block_hidden, max(power_of_two(max(shape.hidden_sizes)), MIN_DOT))  # streams the weight
     operands = block_tokens * (2 if shape.tied else 1) + block_vocab
     num_stages = min(MAX_STAGES, max(1, device.shared_bytes // (operands * block_hidden * dtype.itemsize)))
-    num_warps = 8 if num_sides * block_tokens * block_vocab >= 128 * 128 else 4
+    num_warps = 8 if num_sides * block_tokens * block_vocab >= 128 * 64 else 4
     return split(shape, device, block_tokens, block_vocab, block_hidden, num_warps, num_stages)
 
 
