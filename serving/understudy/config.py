@@ -60,6 +60,10 @@ class Limits:
     yield_above: int = _positive(32, "a whole number above 0: no shadow work starts while the champion has more")
     breaker_faults: int = _positive(5, "a whole number above 0: faults in a row that open the breaker")
     breaker_cooldown_s: float = _positive(30.0, "seconds above 0 before an open breaker lets one exchange through")
+    max_device_share: float | None = option(
+        None, "a fraction above 0 and up to 1, or null", lambda value: value is None or 0.0 < value <= 1.0
+    )
+    max_usd_per_hour: float | None = _positive(None, "US dollars an hour above 0, or null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,14 @@ class RecordSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Prices:
+    """What a device and its energy cost. Without them the meter shows seconds and joules, and no money."""
+
+    usd_per_device_hour: float | None = _positive(None, "US dollars above 0 for one device and hour, or null")
+    usd_per_kwh: float | None = _positive(None, "US dollars above 0; null where the device's price has it in it")
+
+
+@dataclass(frozen=True, slots=True)
 class Auth:
     """Keys. ``shadow_key`` guards /shadow; it is required where the server listens beyond this machine."""
 
@@ -142,6 +154,7 @@ class Config:
     compare: CompareSpec = field(default_factory=CompareSpec)
     record: RecordSpec = RecordSpec()
     gates: tuple[Gate, ...] = ()
+    prices: Prices = Prices()
     auth: Auth = Auth()
 
 
@@ -159,6 +172,9 @@ def parse(raw: Mapping[str, Any]) -> Config:
     config = _section(Config, raw, "")
     if not config.shadow.score and not config.shadow.generate:
         raise ConfigError("shadow.score: false, and shadow.generate is false too: then there is nothing to compare")
+    if config.shadow.limits.max_usd_per_hour is not None and config.prices == Prices():
+        said = config.shadow.limits.max_usd_per_hour
+        raise ConfigError(f"shadow.limits.max_usd_per_hour: {said} needs prices.usd_per_device_hour or usd_per_kwh")
     named = _with_names(config)
     names = [model.name for model in (named.champion, *named.challengers)]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -7,6 +7,7 @@ UnderstudyError
 │   ├── EngineDead           its process or core is gone
 │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
 ├── DeadlineExceeded     the shadow work did not end in time
+├── MeterError           a device cannot be measured
 └── RecordError          the record cannot be read or written
     └── Erased               this record was erased on purpose
 """
@@ -46,6 +47,10 @@ class Unsupported(EngineError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+class MeterError(UnderstudyError):
+    """A device cannot be measured."""
 
 
 class RecordError(UnderstudyError):

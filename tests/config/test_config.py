@@ -65,10 +65,13 @@ def test_the_whole_configuration_arrives() -> None:
                     "yield_above": 5,
                     "breaker_faults": 6,
                     "breaker_cooldown_s": 7,
+                    "max_device_share": 1,
+                    "max_usd_per_hour": 8,
                 },
             },
             "record": {"url": "file:///var/lib/understudy"},
             "gates": [{"metric": "accuracy", "margin": 0.02, "pattern": "(x)", "min_units": 10}],
+            "prices": {"usd_per_device_hour": 2.5, "usd_per_kwh": 0.25},
             "auth": {"api_key": "k1", "shadow_key": "k2"},
         }
     )
@@ -77,11 +80,12 @@ def test_the_whole_configuration_arrives() -> None:
     assert [challenger.name for challenger in config.challengers] == ["b", "tuned"]
     assert config.challengers[1].lora == "/adapters/tuned"
     assert config.server == {"tool_call_parser": "hermes"}
-    assert dataclasses.astuple(config.shadow.limits) == (1, 2, 3.0, 4.5, 5, 6, 7.0)
+    assert dataclasses.astuple(config.shadow.limits) == (1, 2, 3.0, 4.5, 5, 6, 7.0, 1.0, 8.0)
     assert isinstance(config.shadow.limits.deadline_s, float)
     assert (config.shadow.sample, config.shadow.score, config.shadow.generate) == (0.5, False, True)
     assert config.record.folder == Path("/var/lib/understudy")
     assert (config.gates[0].metric, config.gates[0].margin, config.gates[0].alpha) == ("accuracy", 0.02, 0.05)
+    assert (config.prices.usd_per_device_hour, config.prices.usd_per_kwh) == (2.5, 0.25)
     assert (config.auth.api_key, config.auth.shadow_key) == ("k1", "k2")
 
 
@@ -230,6 +234,9 @@ def test_the_nearest_key_is_a_known_one() -> None:
             with_limit("max_tokens_per_s", 0),
             "shadow.limits.max_tokens_per_s: 0.0 must be tokens per second above 0",
         ),
+        (with_limit("max_device_share", 1.5), "shadow.limits.max_device_share: 1.5 must be a fraction above 0"),
+        (with_limit("max_usd_per_hour", 2), "shadow.limits.max_usd_per_hour: 2.0 needs prices.usd_per_device_hour"),
+        (with_keys(prices={"usd_per_kwh": 0}), "prices.usd_per_kwh: 0.0 must be US dollars above 0"),
         (with_limit("max_tokens_per_s", True), "shadow.limits.max_tokens_per_s: True must be a number"),
         (with_limit("yield_above", 0), "shadow.limits.yield_above: 0 must be a whole number above 0"),
         (with_limit("breaker_faults", 0), "shadow.limits.breaker_faults: 0 must be a whole number above 0"),
