@@ -36,7 +36,7 @@ NOT_INSTALLED = {
 # Where a heavy package may be imported, relative to serving/understudy, and where only inside functions.
 HOMES = {
     "vllm": ("engines/", "fork.py", "openai_app.py"),
-    "ray": ("app.py", "deployment.py"),
+    "ray": ("app.py", "deployment.py", "ray_metrics.py"),
     "torch": ("demo/", "engines/"),
 }
 LAZY_HOMES = {"ray": ("commands/", "launch.py")}

@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from understudy.door import Guest
+from understudy.ray_metrics import RaySink
 from understudy.server import Server
 
 MAX_ONGOING_REQUESTS = 4096  # vLLM's scheduler queues; Ray Serve's default of 5 would hold requests back
@@ -29,7 +30,8 @@ class Replica:
     _guest: Guest | None = None
 
     async def __init__(self, raw_config: Mapping[str, Any], door: str | None) -> None:  # type: ignore[misc]  # awaited
-        self._server = await Server.start(raw_config, replica=serve.get_replica_context().rank.rank)
+        rank = serve.get_replica_context().rank.rank
+        self._server = await Server.start(raw_config, replica=rank, sinks=[RaySink(str(rank))])
         if door is not None:
             self._guest = await Guest.enter(door)
             self._guest.serve(self._server.app)

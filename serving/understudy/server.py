@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,8 @@ from understudy.identity import identify
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.lane.ledger import total
+from understudy.meter.metrics import Sink
+from understudy.meter.station import Station
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
 
@@ -32,22 +34,34 @@ class Server:
 
     app: App
 
-    def __init__(self, config: Config, engines: Engines, archive: Archive, guard: Guard, compare: Comparators) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engines: Engines,
+        archive: Archive,
+        guard: Guard,
+        compare: Comparators,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self._config = config
         self._engines = engines
         self._archive = archive
+        self._station = Station(config, engines.meters, guard, sinks)
         self._lane = Lane(
             engines.challengers,
             config.shadow,
-            archive,
+            self._station.heard_with(archive),
             champion_load=engines.champion.get_num_unfinished_requests,
             guard=guard,
             compare=compare,
+            over_cap=self._station.caps.over,
         )
 
     @staticmethod
-    async def start(raw_config: Mapping[str, Any], replica: int = 0) -> Server:
+    async def start(raw_config: Mapping[str, Any], replica: int = 0, sinks: Sequence[Sink] = ()) -> Server:
         """Everything up, the shadow on. Each replica, by its rank, records in a folder of its own.
+
+        Metrics are at /metrics, and go to ``sinks`` too.
 
         Raises:
             ConfigError, EngineStartError: the champion cannot be served; everything was ended again.
@@ -65,9 +79,11 @@ class Server:
                 identity = await asyncio.to_thread(identify, config)
                 record, detail = record.of_rollout(identity.rollout), identity.detail
             archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
-            self = Server(config, engines, archive, guard, compare)
+            compare.parse_tools = tool_parser(config, engines)
+            self = Server(config, engines, archive, guard, compare, sinks)
             self._lane.restore(archive.take_up())
             self.app = await self._build_app()
+            await self._station.start(self._facts)
             self._lane.start()
             archive.control("identity", self._lane.offered(), detail)
             hashes = {name: detail.get(name) for name in ("config_sha256", "gates_sha256", "gates")}
@@ -82,6 +98,7 @@ class Server:
     async def close(self) -> None:
         """Stop the lane, write what is left, end the engines. Idempotent."""
         await self._lane.close()
+        await self._station.close()
         self._archive.control("stop", self._lane.offered())
         await self._archive.close()
         await self._engines.close()
@@ -113,6 +130,7 @@ class Server:
             "verdict": overall(verdicts),
             "record": self._archive.status(),
             "lane": self._lane.status(),
+            "meter": self._station.meter.status(),
             "version": __version__,
         }
 
@@ -157,7 +175,22 @@ class Server:
         fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter, self._engines.traffic)
         vllm_app = await openai_app.build(fork, self._config)
         shadow_app = routes.build(self, self._config.auth.shadow_key)
-        return Front(vllm_app, shadow_app, self._lane.offer, self._lane.guard, keep_bodies=True)
+        offer, guard = self._lane.offer, self._lane.guard
+        return Front(vllm_app, shadow_app, self._station.app, offer, guard, keep_bodies=True)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the metrics need of status, without asking anybody: it is put together every two seconds."""
+        counts, known = self._lane.counts(), self._archive.recent_verdicts(self._lane.sides)
+        return {
+            "phase": self._lane.phase().value,
+            "champion": describe(self._config.champion) | {"ready": not self._engines.champion_dead.is_set()},
+            "challengers": [
+                self._challenger(model) | {"counts": counts[model.name], "verdict": known.get(model.name, {})}
+                for model in self._config.challengers
+            ],
+            "record": self._archive.status(),
+            "lane": self._lane.status(),
+        }
 
     async def _busy_s(self, name: str) -> float:
         with self._lane.guard("busy_s"):
@@ -184,6 +217,9 @@ class Server:
             return "no challenger is configured"
         if self._config.shadow.sample == 0:
             return "shadow.sample is 0"
+        over = self._station.caps.over()
+        if over is not None:
+            return f"stopped by a cap, {over[0]}: {over[1]}"
         said = []
         for name, side in self._lane.sides.items():
             health = side.engine.health()

@@ -42,6 +42,10 @@ class World:
         assert current.get() is None
         self.happened.append(("shadow", scope["path"]))
 
+    async def metrics_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert current.get() is None
+        self.happened.append(("metrics", scope["path"]))
+
     async def send(self, message: Any) -> None:
         self.happened.append(message["type"])
         self.sent.append(dict(message))
@@ -50,6 +54,7 @@ class World:
         return Front(
             self.vllm_app,
             self.shadow_app,
+            self.metrics_app,
             lambda witness: self.happened.append(("offered", witness)),
             self.guard,
             keep_bodies=self.keep_bodies,
@@ -100,7 +105,15 @@ async def test_shadow_paths_go_to_our_routes(path: str) -> None:
     assert world.happened == [("shadow", path)]
 
 
-@pytest.mark.parametrize("path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metrics"])
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
+@in_loop
+async def test_metrics_are_ours_with_vllms_in_them(path: str) -> None:
+    world = World()
+    await world.request(path)
+    assert world.happened == [("metrics", path)]
+
+
+@pytest.mark.parametrize("path", ["/", "/shadowfoo", "/shadow-status", "/v1/shadow/status", "/Shadow", "/metricsfoo"])
 @in_loop
 async def test_everything_else_goes_to_vllm(path: str) -> None:
     world = World()

@@ -1,4 +1,4 @@
-"""The outermost ASGI app: /shadow to our routes, everything else to vLLM's app, unmodified.
+"""The outermost ASGI app: /shadow and /metrics to our routes, everything else to vLLM's app, unmodified.
 
 It reads a request's facts on the way in and offers its exchanges when the last byte was sent. It never answers
 a request to vLLM's routes, never changes one, and never fails one.
@@ -23,13 +23,21 @@ MAX_TAGS_BYTES = 4096
 
 
 class Front:
-    """Args: the two apps, the lane's offer, its guard, and whether bodies are needed to render requests again."""
+    """Args: three apps, the lane's offer, its guard, and whether bodies are needed to render requests again."""
 
     def __init__(
-        self, vllm_app: App, shadow_app: App, offer: Callable[[Any], None], guard: Guard, *, keep_bodies: bool
+        self,
+        vllm_app: App,
+        shadow_app: App,
+        metrics_app: App,
+        offer: Callable[[Any], None],
+        guard: Guard,
+        *,
+        keep_bodies: bool,
     ) -> None:
         self._vllm_app = vllm_app
         self._shadow_app = shadow_app
+        self._metrics_app = metrics_app
         self._offer = offer
         self._guard = guard
         self._keep_bodies = keep_bodies
@@ -40,6 +48,8 @@ class Front:
             await self._vllm_app(scope, receive, send)
         elif scope["path"] == "/shadow" or scope["path"].startswith("/shadow/"):
             await self._shadow_app(scope, receive, send)
+        elif scope["path"].rstrip("/") == "/metrics":  # vLLM's, and ours beside them
+            await self._metrics_app(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
 

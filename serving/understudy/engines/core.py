@@ -28,6 +28,8 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker import workspace
 
+from understudy.engines.footprint import allocator, footprint
+
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0  # of CUDA streams: lower is more urgent
 
 
@@ -69,6 +71,13 @@ class Engine(EngineCoreProc):
         executor = Executor.get_class(config)
         super().__init__(config, True, "", executor, log_stats=not plan.engine_args.get("disable_log_stats"))
         self.process_input_queue_block = False
+        self._footprint: dict[str, int | None] | None = None
+
+    def understudy_memory(self) -> dict[str, Any]:
+        """Utility call of the API process: bytes that this model holds; counted at the first call."""
+        if self._footprint is None:
+            self._footprint = footprint(self, self._plan.name)
+        return {**self._footprint, "allocator": allocator()}
 
     @property
     def input_queue(self) -> WakingQueue:

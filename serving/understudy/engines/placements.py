@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.config import Config, ModelSpec
 from understudy.engines.base import Engine
@@ -25,6 +25,9 @@ from understudy.engines.fake import AbsentEngine
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
 from understudy.errors import ConfigError
 from understudy.meter.traffic import Traffic
+
+if TYPE_CHECKING:
+    from understudy.engines.core_meter import CoreMeter
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class Engines:
     champion_dead: asyncio.Event
     traffic: Traffic = field(default_factory=Traffic)
     """The champion's; each challenger has its own."""
+    meters: list[tuple[Sequence[int], list[CoreMeter]]] = field(default_factory=list)
+    """For each engine process: its devices, and the engines that came up in it, the champion first."""
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
@@ -217,8 +222,30 @@ async def start(config: Config) -> Engines:
     except BaseException:
         await engines.close()
         raise
+    for group in groups:
+        meters = _meters([models[index].name for index in group], home[group[0]], engines, present)
+        engines.meters.append((models[group[0]].devices, meters))
     engines.challengers = [(present | absent)[challenger.name] for challenger in config.challengers]
     return engines
+
+
+def _meters(
+    names: Sequence[str], process: EngineProcess, engines: Engines, present: Mapping[str, Engine]
+) -> list[CoreMeter]:
+    """What the meter asks of the engines that came up in one process."""
+    from prometheus_client import REGISTRY
+
+    from understudy.engines.core_meter import CoreMeter
+    from understudy.engines.vllm_engine import VllmEngine
+
+    found = []
+    for name in names:
+        engine = present.get(name)
+        if engine is None:
+            found.append(CoreMeter(name, "champion", engines.traffic, REGISTRY, process, engines.champion))
+        elif isinstance(engine, VllmEngine):
+            found.append(CoreMeter(name, "challenger", engine.traffic, engine.metrics, process, engine.llm))
+    return found
 
 
 async def connect_challenger(

@@ -126,7 +126,7 @@ class VllmEngine:
         self.load_s = load_s
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
-        self._llm = llm
+        self.llm = llm
         self._champion_tokenizer = champion.renderer.tokenizer
         self._tokenizer = llm.renderer.tokenizer
         self.same_tokenizer = shares_vocabulary(self._champion_tokenizer, self._tokenizer)
@@ -137,14 +137,14 @@ class VllmEngine:
 
     def health(self) -> Health:
         """Ready until the core is gone."""
-        if not self._why_dead and self._llm.errored:
+        if not self._why_dead and self.llm.errored:
             return Health(False, "its engine core is gone")
         return Health(not self._why_dead, self._why_dead)
 
     def died(self, why: str) -> None:
         """The core is gone; nothing will bring it back before a restart."""
         self._why_dead = why
-        declare_dead(self._llm)
+        declare_dead(self.llm)
 
     async def warm_up(self) -> None:
         """One scoring pass, so that the first exchange does not pay for what vLLM sets up lazily."""
@@ -196,7 +196,7 @@ class VllmEngine:
     async def close(self) -> None:
         """Close the client; the engine process is closed by its owner."""
         self._why_dead = self._why_dead or "closed"
-        self._llm.shutdown()
+        self.llm.shutdown()
 
     async def _score_one(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Score:
         """Log-probabilities of ``answer`` after ``prompt``. One row short where the context is full."""
@@ -224,7 +224,7 @@ class VllmEngine:
         request_id = f"{kind}-{uuid.uuid4().hex}"
         final: RequestOutput | None = None
         async with translated(self.name):
-            stream = self._llm.generate(tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora)
+            stream = self.llm.generate(tokens_input(list(prompt)), parameters, request_id, lora_request=self._lora)
             async for output in stream:
                 final = output
         if final is None or not final.finished:

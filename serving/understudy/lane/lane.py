@@ -83,6 +83,7 @@ class Lane:
         clock: monotonic seconds.
         guard: counts and logs what goes wrong; its own where none is given.
         compare: the comparators; the default ones where none are given.
+        over_cap: (reason, detail) while the shadow has taken all that it may (meter/caps.py).
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Lane:
         clock: Callable[[], float] = time.monotonic,
         guard: Guard | None = None,
         compare: Compare | None = None,
+        over_cap: Callable[[], tuple[str, str] | None] = lambda: None,
     ) -> None:
         limits = spec.limits
         self.spec = spec
@@ -102,6 +104,7 @@ class Lane:
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
+        self._over_cap = over_cap
         self._clock = clock
         self._inbox: deque[Offered] = deque()
         self._moved = asyncio.Event()
@@ -246,6 +249,9 @@ class Lane:
         health = side.engine.health()
         if not health.ready:
             return Ending(State.SHED, "challenger_not_ready", health.detail)
+        over = self._over_cap()
+        if over is not None:
+            return Ending(State.SHED, *over)
         if len(side.queue) >= self.spec.limits.max_pending:
             return Ending(State.SHED, "queue_full")
         return None
@@ -324,6 +330,9 @@ class Lane:
             health = side.engine.health()
             if not health.ready:
                 return Ending(State.SHED, "challenger_not_ready", health.detail)
+            over = self._over_cap()
+            if over is not None:
+                return Ending(State.SHED, *over)
             if self._champion_load() > self.spec.limits.yield_above:
                 why, wait_s = "pressure", PRESSURE_POLL_S
             else:

@@ -27,13 +27,17 @@ class Caps:
         """The shadow took so many seconds of its devices (all of them: 1 a second), for so much."""
         self._taken.append((self._clock(), device_fraction_s, usd or 0.0))
 
-    def over(self) -> tuple[str, str] | None:
-        """(the cap's name, what was taken and what is allowed) while one is reached."""
+    def rates(self) -> tuple[float, float]:
+        """(share of the device, US dollars an hour) over the window that ends now."""
         start_s = self._clock() - WINDOW_S
         while self._taken and self._taken[0][0] <= start_s:
             self._taken.popleft()
         share = sum(one[1] for one in self._taken) / WINDOW_S
-        usd_per_hour = sum(one[2] for one in self._taken) / WINDOW_S * 3600
+        return share, sum(one[2] for one in self._taken) / WINDOW_S * 3600
+
+    def over(self) -> tuple[str, str] | None:
+        """(the cap's name, what was taken and what is allowed) while one is reached."""
+        share, usd_per_hour = self.rates()
         allowed = self._limits.max_device_share
         if allowed is not None and share >= allowed:
             return "max_device_share", f"{share:.3f} of the device over the last {WINDOW_S:.0f} s, {allowed} is allowed"

@@ -43,6 +43,8 @@ class NvmlSource:
             raise MeterError(f"NVML cannot be used: {fault}") from fault
         self._throttle = _throttle_names(self._nvml)
         self.driver_version = str(self._nvml.nvmlSystemGetDriverVersion())
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """Of each device that was named: as its readings are labelled."""
         try:
             self._handles = self._find(devices)
         except self._nvml.NVMLError as fault:
@@ -66,20 +68,24 @@ class NvmlSource:
             devices = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
         found = []
         for device in devices:
-            if device.isdecimal():
-                handle = nvml.nvmlDeviceGetHandleByIndex(int(device))
-            else:
-                handle = nvml.nvmlDeviceGetHandleByUUID(device)
-            if device.startswith("MIG-"):
-                parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-                found.append((f"gpu{nvml.nvmlDeviceGetIndex(parent)}/{device}", handle, parent))
-                continue
-            label = f"gpu{nvml.nvmlDeviceGetIndex(handle)}"
-            instances = self._instances(handle)
-            found += [(f"{label}/mig{number}", instance, handle) for number, instance in instances]
-            if not instances:
-                found.append((label, handle, handle))
+            mine = self._one(device)
+            self.labels[device] = tuple(label for label, _, _ in mine)
+            found += mine
         return found
+
+    def _one(self, device: str) -> list[tuple[str, Any, Any]]:
+        nvml = self._nvml
+        if device.isdecimal():
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(device))
+        else:
+            handle = nvml.nvmlDeviceGetHandleByUUID(device)
+        if device.startswith("MIG-"):
+            parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+            return [(f"gpu{nvml.nvmlDeviceGetIndex(parent)}/{device}", handle, parent)]
+        label = f"gpu{nvml.nvmlDeviceGetIndex(handle)}"
+        instances = self._instances(handle)
+        found = [(f"{label}/mig{number}", instance, handle) for number, instance in instances]
+        return found or [(label, handle, handle)]
 
     def _instances(self, handle: Any) -> list[tuple[int, Any]]:
         """The MIG instances of a GPU; none where it is not in MIG mode or knows no MIG."""

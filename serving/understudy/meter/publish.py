@@ -1,0 +1,117 @@
+"""From what the lane tells and what the meter knows to the rows of metrics.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from understudy.meter.gaps import middle_s
+from understudy.meter.meter import Meter
+from understudy.meter.metrics import Metrics
+from understudy.meter.traffic import Kind
+from understudy.types import Ending, Exchange, Observation, State
+
+VERDICTS = {"GO": 1, "NOT ENOUGH DATA": 0, "NO-GO": -1}
+
+
+class ExchangeMetrics:
+    """Hears of exchanges as the record keeper does (lane.Witnesses): one observation a model and exchange."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def accepted(self, exchange: Exchange, _challengers: Sequence[str], _offered: Mapping[str, int]) -> None:
+        """The champion's times."""
+        self._observe(exchange.champion, "champion")
+
+    def ended(self, _exchange: Exchange, challenger: str, ending: Ending) -> None:
+        """The challenger's, and how far it agreed."""
+        if ending.state is State.COMPARED and ending.challenger is not None and ending.challenger.answers:
+            self._observe(ending.challenger, "challenger")
+            agreement = ending.comparison.values.get("token_agreement") if ending.comparison else None
+            self._metrics.observe("understudy_token_agreement", agreement, model=challenger)
+
+    def _observe(self, seen: Observation, role: str) -> None:
+        took, labels = seen.measured, {"role": role, "model": seen.model}
+        for name, value in (
+            ("understudy_queue_seconds", took.queue_s),
+            ("understudy_prefill_seconds", took.prefill_s),
+            ("understudy_ttft_seconds", took.ttft_s),
+            ("understudy_decode_seconds", took.decode_s),
+            ("understudy_decode_tokens_per_second", seen.decode_tokens_per_s),
+            ("understudy_batch_size", took.batch_size),
+        ):
+            self._metrics.observe(name, value, **labels)
+        for bucket, count in took.gaps:
+            for _ in range(count):
+                self._metrics.observe("understudy_stream_gap_seconds", middle_s(bucket), **labels)
+
+
+def publish_meter(meter: Meter, metrics: Metrics) -> None:
+    """Everything that the meter counts."""
+    for engine in meter.engines:
+        labels = {"role": engine.role, "model": engine.name}
+        answers, scores = engine.traffic.finished[Kind.ANSWER], engine.traffic.finished[Kind.SCORE]
+        share, memory = meter.share(engine.name), meter.memory.get(engine.name, {})
+        for name, total in (
+            ("understudy_answers_total", answers.requests),
+            ("understudy_scores_total", scores.requests),
+            ("understudy_prompt_tokens_total", answers.prompt_tokens),
+            ("understudy_cached_prompt_tokens_total", answers.cached_prompt_tokens),
+            ("understudy_generated_tokens_total", answers.generated_tokens),
+            ("understudy_device_seconds_total", share.device_s),
+            ("understudy_energy_joules_total", share.energy_joules),
+            ("understudy_cost_usd_total", meter.usd(engine.name)),
+        ):
+            metrics.count_to(name, total, **labels)
+        for name, value in (
+            ("understudy_weights_bytes", memory.get("weights_bytes")),
+            ("understudy_shared_weights_bytes", memory.get("shared_weights_bytes")),
+            ("understudy_adapter_bytes", memory.get("adapter_bytes")),
+            ("understudy_kv_reserved_bytes", memory.get("kv_reserved_bytes")),
+            ("understudy_kv_used_ratio", engine.traffic.kv_used_fraction),
+            ("understudy_process_resident_bytes", meter.resident_bytes(engine)),
+        ):
+            metrics.set(name, value, **labels)
+    idle = meter.idle()
+    metrics.count_to("understudy_idle_device_seconds_total", idle.device_s)
+    metrics.count_to("understudy_idle_energy_joules_total", idle.energy_joules)
+    device_share, usd_per_hour = meter.caps.rates()
+    metrics.set("understudy_shadow_device_ratio", device_share)
+    metrics.set("understudy_shadow_usd_per_hour", usd_per_hour if meter.has_prices else None)
+    metrics.set("understudy_cap_reached", meter.caps.over() is not None)
+    metrics.set("understudy_meter_ok", meter.device_fault is None)
+    for device, reading in meter.devices.items():
+        for name, value in (
+            ("understudy_device_memory_used_bytes", reading.memory_used_bytes),
+            ("understudy_device_memory_total_bytes", reading.memory_total_bytes),
+            ("understudy_device_power_watts", reading.power_watts),
+            ("understudy_device_utilization_ratio", reading.utilization_fraction),
+            ("understudy_device_clock_hertz", reading.clock_hz),
+            ("understudy_device_temperature_celsius", reading.temperature_celsius),
+            ("understudy_device_throttled", bool(reading.throttle_reasons)),
+        ):
+            metrics.set(name, value, device=device)
+
+
+def publish_status(status: Mapping[str, Any], metrics: Metrics) -> None:
+    """Everything that /shadow/status counts."""
+    metrics.set("understudy_shadowing", status["phase"] == "shadowing")
+    metrics.count_to("understudy_swallowed_errors_total", sum(status["lane"]["swallowed"].values()))
+    metrics.set("understudy_recording", status["record"]["recording"])
+    metrics.count_to("understudy_record_lost_total", status["record"].get("lost"))
+    champion = status["champion"]
+    metrics.set("understudy_ready", champion["ready"], role="champion", model=champion["name"])
+    for one in status["challengers"]:
+        name, counts = one["name"], one["counts"]
+        metrics.set("understudy_ready", one["ready"], role="challenger", model=name)
+        metrics.set("understudy_breaker_closed", one["breaker"] == "closed", model=name)
+        metrics.set("understudy_verdict", VERDICTS.get(one["verdict"].get("verdict")), model=name)
+        metrics.count_to("understudy_offered_total", counts["offered"], model=name)
+        metrics.count_to("understudy_sampled_total", counts["sampled"], model=name)
+        metrics.set("understudy_pending", counts["pending"], model=name)
+        for state in ("compared", "expired", "cancelled"):
+            metrics.count_to("understudy_ended_total", counts[state], model=name, state=state, reason="")
+        for state in ("shed", "failed"):
+            for reason, count in counts[state].items():
+                metrics.count_to("understudy_ended_total", count, model=name, state=state, reason=reason)

@@ -1,0 +1,123 @@
+"""The meter put together for one replica: sampler, caps, meter, metrics and the app of /metrics."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from prometheus_client.registry import Collector
+
+from understudy.config import Config
+from understudy.errors import MeterError
+from understudy.lane.guard import Guard
+from understudy.lane.lane import Witnesses
+from understudy.meter.caps import Caps
+from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink, metrics_app
+from understudy.meter.host import HostSource
+from understudy.meter.meter import Group, Meter, Metered
+from understudy.meter.metrics import Metrics, Sink
+from understudy.meter.nvml import NvmlSource
+from understudy.meter.publish import ExchangeMetrics, publish_meter, publish_status
+from understudy.meter.reading import Source
+from understudy.meter.sampler import Sampler
+from understudy.types import Ending, Exchange
+
+log = logging.getLogger(__name__)
+
+
+class Engine(Metered, Protocol):
+    """An engine with vLLM's metrics."""
+
+    @property
+    def registry(self) -> Collector:
+        """Where vLLM keeps them."""
+
+
+class Station:
+    """Args: the configuration, for each engine process its devices and engines, the guard, and more sinks (Ray's)."""
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Sequence[tuple[Sequence[int], Sequence[Engine]]],
+        guard: Guard,
+        sinks: Sequence[Sink] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        prometheus = PrometheusSink()
+        self.caps = Caps(config.shadow.limits, clock)
+        self._metrics = Metrics([prometheus, *sinks])
+        self._guard = guard
+        self._facts: Callable[[], Mapping[str, Any]] = dict
+        source, groups = watched(engines)
+        self.meter = Meter(groups, Sampler(source), config.prices, self.caps, guard, clock)
+        self.meter.after_tick = self._publish
+        registries = [EngineRegistry(each.role, each.name, each.registry) for _, members in engines for each in members]
+        self.app = metrics_app(Exposition(prometheus.registry, registries))
+
+    async def start(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin. ``facts`` is asked at every tick for what publish_status needs; it must be cheap."""
+        self._facts = facts
+        await self.meter.start()
+
+    async def close(self) -> None:
+        """End. Idempotent."""
+        await self.meter.close()
+
+    def heard_with(self, others: Witnesses) -> Heard:
+        """The lane's witnesses: ``others`` first, then the metrics, whose faults do not reach them."""
+        return Heard(others, [ExchangeMetrics(self._metrics)], self._guard)
+
+    def _publish(self) -> None:
+        publish_meter(self.meter, self._metrics)
+        publish_status(self._facts(), self._metrics)
+
+
+class Heard:
+    """Lane witnesses in a row: the record keeper, whose faults are the lane's business, and then the others."""
+
+    def __init__(self, first: Witnesses, others: Sequence[Witnesses], guard: Guard) -> None:
+        self._first = first
+        self._others = others
+        self._guard = guard
+
+    def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
+        """See lane.Witnesses."""
+        self._first.accepted(exchange, challengers, offered)
+        for other in self._others:
+            with self._guard("metrics"):
+                other.accepted(exchange, challengers, offered)
+
+    def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+        """See lane.Witnesses."""
+        self._first.ended(exchange, challenger, ending)
+        for other in self._others:
+            with self._guard("metrics"):
+                other.ended(exchange, challenger, ending)
+
+
+def watched(processes: Sequence[tuple[Sequence[int], Sequence[Metered]]]) -> tuple[Source, list[Group]]:
+    """What to ask about devices, and for each engine process its devices: NVML's where there is NVML, else the host.
+
+    Without a GPU the device of every process is the machine. Its energy is only attributed where there is one process:
+    nobody knows how two share its cores.
+    """
+    visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    named = [
+        [visible[index] if index < len(visible) else str(index) for index in devices or (0,)]
+        for devices, _ in processes
+    ]
+    try:
+        nvml = NvmlSource(sorted({name for names in named for name in names}))
+    except MeterError as fault:
+        log.info("the host is metered and no GPU: %s", fault)
+        device = ("cpu",) if len(processes) == 1 else ()
+        return HostSource(), [Group(members, device) for _, members in processes]
+    groups = []
+    for names, (_, members) in zip(named, processes, strict=True):
+        labels = tuple(label for name in names for label in nvml.labels[name])
+        groups.append(Group(members, labels, len(names)))
+    return nvml, groups
