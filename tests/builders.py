@@ -271,10 +271,11 @@ async def running(
     spec: ShadowSpec | None = None,
     ear: Ear | None = None,
     champion_load: Callable[[], int] = lambda: 0,
+    over_cap: Callable[[], tuple[str, str] | None] = lambda: None,
 ) -> AsyncIterator[Stage]:
     """A lane for the time of the block; the equation holds at its end."""
     clock, ear = Clock(), ear or Ear()
-    lane = Lane(engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens)
+    lane = Lane(engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens, over_cap=over_cap)
     stage = Stage(lane, ear, clock)
     lane.start()
     try:

@@ -192,7 +192,7 @@ class Meter:
             "models": models,
             "shadow": shadow,
             "idle": asdict(self.idle()),
-            "devices": [asdict(reading) | {"missing": dict(reading.missing)} for reading in latest.values()],
+            "devices": [asdict(reading) for reading in latest.values()],
             "method": METHOD,
             "cannot_say": self._cannot_say(),
         }
@@ -261,11 +261,8 @@ class Meter:
 
     def _cannot_say(self) -> list[str]:
         """What the figures leave out, in words, each once."""
-        said = [
-            f"{engine.name}: its engine did not say what memory it holds"
-            for engine in self.engines
-            if not self.memory.get(engine.name)
-        ]
+        unknown = [engine.name for engine in self.engines if not self.memory.get(engine.name)]
+        said = [f"{name}: its engine did not say what memory it holds" for name in unknown]
         if self._sampler.fault is not None:
             said.append(f"the devices cannot be read: {self._sampler.fault}")
         for reading in self._sampler.latest.values():

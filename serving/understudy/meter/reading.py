@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
-
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +35,8 @@ class DeviceReading:
     clock_hz: float | None = None
     temperature_celsius: float | None = None
     throttle_reasons: tuple[str, ...] = ()
-    process_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
-    missing: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    process_bytes: Mapping[int, int] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

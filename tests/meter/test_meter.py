@@ -1,0 +1,278 @@
+"""The meter with engines and devices that only count, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.builders import Clock, Ear, Offer, answer, exchange, in_loop, observation, running
+
+from understudy.config import Limits, Prices
+from understudy.engines.fake import FakeEngine
+from understudy.lane.guard import Guard
+from understudy.meter.caps import Caps
+from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink
+from understudy.meter.meter import ONE_PROCESS, Group, Meter
+from understudy.meter.metrics import BY_NAME, METRICS, Labels, Metric, Metrics
+from understudy.meter.publish import ExchangeMetrics, publish_meter
+from understudy.meter.reading import DeviceReading
+from understudy.meter.sampler import Sampler
+from understudy.meter.station import Heard
+from understudy.meter.traffic import Finished, Kind, Traffic
+from understudy.types import Comparison, Ending, Measured, State
+
+
+@dataclass
+class CountedEngine:
+    name: str
+    role: str
+    pid: int = 1
+    used_s: float = 0.0
+    traffic: Traffic = field(default_factory=Traffic)
+    bytes: Mapping[str, Any] | None = field(default_factory=lambda: {"weights_bytes": 5})
+
+    def busy_s(self) -> float:
+        return self.used_s
+
+    async def memory(self) -> Mapping[str, Any] | None:
+        return self.bytes
+
+
+class Device:
+    """Draws 100 W, and 400 W more while told to be busy."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.joules = clock, 0.0
+
+    def read(self) -> list[DeviceReading]:
+        return [DeviceReading("gpu0", "x", self.clock(), self.joules, missing={"clock_hz": "Not Supported"})]
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Bench:
+    """Everything around a meter."""
+
+    prices: Prices = field(default_factory=Prices)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock()
+        self.champion, self.challenger = CountedEngine("champ", "champion"), CountedEngine("rival", "challenger")
+        self.device = Device(self.clock)
+        self.sampler = Sampler(self.device)
+        self.caps = Caps(self.limits, self.clock)
+        group = Group([self.champion, self.challenger], ("gpu0",))
+        self.meter = Meter([group], self.sampler, self.prices, self.caps, Guard(), self.clock)
+        self.sampler.sample()
+        self.meter.tick()
+
+    def window(self, champion_s: float = 0.0, challenger_s: float = 0.0, seconds: float = 2.0) -> None:
+        self.clock.advance(seconds)
+        self.champion.used_s += champion_s
+        self.challenger.used_s += challenger_s
+        self.device.joules += 100 * seconds + 400 * (champion_s + challenger_s)
+        self.sampler.sample()
+        self.meter.tick()
+
+
+def answered(traffic: Traffic, requests: int) -> None:
+    sums = traffic.finished[Kind.ANSWER]
+    sums.requests, sums.prompt_tokens, sums.generated_tokens = requests, 100 * requests, 10 * requests
+    sums.prefill_s, sums.decode_s = 1.0, 3.0
+
+
+def test_seconds_and_joules_go_to_who_was_stepped_and_the_rest_to_nobody() -> None:
+    bench = Bench()
+    bench.window()  # idle: now the idle power is known
+    for _ in range(10):
+        bench.window(champion_s=1.0, challenger_s=0.5)
+    champion, rival = bench.meter.share("champ"), bench.meter.share("rival")
+    assert (champion.device_s, rival.device_s) == pytest.approx((10.0, 5.0))
+    assert (champion.energy_joules, rival.energy_joules) == pytest.approx((5000.0, 2500.0))
+    assert bench.meter.idle().device_s == pytest.approx(2.0 + 10 * 0.5)
+    assert bench.meter.idle().energy_joules == pytest.approx(200.0 + 10 * 50.0)
+
+
+def test_an_engine_process_that_was_replaced_starts_again_at_nothing() -> None:
+    bench = Bench()
+    bench.window(champion_s=1.0)
+    bench.champion.used_s = 0.25  # a new process
+    bench.window()
+    assert bench.meter.share("champ").device_s == pytest.approx(1.0)
+    bench.window(champion_s=0.5)
+    assert bench.meter.share("champ").device_s == pytest.approx(1.5)
+
+
+def test_the_status_is_json_with_figures_for_both_and_words_for_what_is_not_known() -> None:
+    bench = Bench(Prices(usd_per_device_hour=3.6))
+    answered(bench.champion.traffic, 10)
+    answered(bench.challenger.traffic, 5)
+    bench.window(champion_s=1.0, challenger_s=0.5)
+    status = json.loads(json.dumps(bench.meter.status()))
+    assert status["models"]["champ"]["cost"]["usd"] == pytest.approx(0.001)
+    assert "promoted" not in status["models"]["champ"]
+    promoted = status["models"]["rival"]["promoted"]
+    assert promoted["saved_device_fraction"] == pytest.approx(0.0)  # half the answers in half the time
+    assert status["shadow"]["usd"] == pytest.approx(0.0005)
+    assert status["shadow"]["device_share"] == pytest.approx(0.5 / 60)
+    assert "gpu0: clock_hz: Not Supported" in status["cannot_say"]
+    assert ONE_PROCESS in status["cannot_say"]
+    assert "champ: its engine did not say what memory it holds" in status["cannot_say"]  # nobody has asked it
+
+
+@in_loop
+async def test_it_asks_for_memory_once_before_it_ticks_and_ends_its_thread() -> None:
+    bench = Bench()
+    await bench.meter.start()
+    assert bench.meter.memory == {"champ": {"weights_bytes": 5}, "rival": {"weights_bytes": 5}}
+    await bench.meter.close()
+    await bench.meter.close()
+
+
+# Caps, through the lane
+
+
+@in_loop
+async def test_the_lane_sheds_with_the_caps_name_and_goes_on_when_the_minute_has_moved() -> None:
+    bench = Bench(limits=Limits(max_device_share=0.1))
+    async with running(FakeEngine(), over_cap=bench.caps.over) as stage:
+        stage.lane.offer(Offer(exchange("a")))
+        await stage.lane.idle()
+        bench.window(challenger_s=2.0)
+        bench.window(challenger_s=2.0)
+        bench.window(challenger_s=2.0)
+        stage.lane.offer(Offer(exchange("b")))
+        await stage.lane.idle()
+        assert stage.counts()["shed"] == {"max_device_share": 1}
+        for _ in range(30):
+            bench.window()
+        stage.lane.offer(Offer(exchange("c")))
+        await stage.lane.idle()
+        assert stage.counts()["compared"] == 2
+
+
+# Metrics
+
+
+class Remembers:
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self.counted: dict[tuple[str, str], float] = {}
+        self.seen: list[tuple[str, float, dict[str, str]]] = []
+
+    def add(self, metric: Metric, amount: float, labels: Labels) -> None:
+        key = metric.name, labels.get("model", "")
+        self.counted[key] = self.counted.get(key, 0.0) + amount
+
+    def set(self, metric: Metric, value: float, labels: Labels) -> None:
+        self.seen.append((metric.name, value, dict(labels)))
+
+    observe = set
+
+
+def test_names_are_unique_and_say_their_unit() -> None:
+    assert len(BY_NAME) == len(METRICS)
+    for metric in METRICS:
+        assert metric.name.startswith("understudy_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert metric.buckets == tuple(sorted(metric.buckets))
+        if metric.unit in ("seconds", "bytes", "joules", "watts", "celsius", "hertz"):
+            assert metric.unit in metric.name
+        assert set(metric.labels) <= {"role", "model", "device", "state", "reason"}
+
+
+def test_a_counter_follows_a_total_and_never_falls() -> None:
+    sink = Remembers()
+    metrics = Metrics([sink])
+    for total in (3.0, 5.0, 5.0, 4.0, 6.0):
+        metrics.count_to("understudy_answers_total", total, role="champion", model="m")
+    metrics.count_to("understudy_answers_total", None, role="champion", model="n")
+    assert sink.counted == {("understudy_answers_total", "m"): 6.0}
+
+
+def test_a_name_that_is_not_in_the_table_is_an_error() -> None:
+    with pytest.raises(KeyError, match="understudy_typo"):
+        Metrics([Remembers()]).set("understudy_typo", 1)
+
+
+def test_an_exchange_gives_one_observation_a_model_and_a_gap_for_each_gap() -> None:
+    sink = Remembers()
+    heard = ExchangeMetrics(Metrics([sink]))
+    took = Measured(0.1, 0.2, 1.0, 3, 2.0, ((-30, 4), (-20, 1)))
+    one = exchange("a", answer(1, 2, 3), measured=took)
+    rival = observation(answer(1, 2), model="rival", measured=Measured(0.0, 0.5, 0.5))
+    heard.accepted(one, ["rival"], {})
+    heard.ended(one, "rival", Ending(State.COMPARED, None, None, rival, Comparison({"token_agreement": 0.5})))
+    heard.ended(one, "rival", Ending(State.SHED, "budget"))
+    values = [(name, round(value, 6), labels.get("model")) for name, value, labels in sink.seen]
+    assert values.count(("understudy_ttft_seconds", 0.3, "champion")) == 1
+    assert values.count(("understudy_ttft_seconds", 0.5, "rival")) == 1
+    assert sum(name == "understudy_stream_gap_seconds" for name, _, _ in values) == 5
+    assert ("understudy_decode_tokens_per_second", 2.0, "champion") in values
+    assert ("understudy_token_agreement", 0.5, "rival") in values
+
+
+def test_a_broken_metric_does_not_reach_the_record() -> None:
+    class Broken:
+        def accepted(self, *_: Any) -> None:
+            raise RuntimeError("broken")
+
+        ended = accepted
+
+    ear, guard = Ear(), Guard()
+    heard = Heard(ear, [Broken()], guard)
+    heard.accepted(exchange("a"), ["rival"], {})
+    heard.ended(exchange("a"), "rival", Ending(State.SHED, "budget"))
+    assert guard.swallowed["metrics"] == 2
+    assert len(ear.accepted_ids) == len(ear.endings) == 1
+
+
+def test_the_meters_figures_come_out_in_the_text_format() -> None:
+    bench = Bench(Prices(usd_per_device_hour=3.6))
+    sink = PrometheusSink()
+    metrics = Metrics([sink])
+    bench.champion.traffic.finished[Kind.ANSWER].requests = 3
+    bench.window(champion_s=1.0, challenger_s=0.5)
+    publish_meter(bench.meter, metrics)
+    text = generate_latest(sink.registry).decode()
+    assert 'understudy_device_seconds_total{model="champ",role="champion"} 1.0' in text
+    assert 'understudy_cost_usd_total{model="rival",role="challenger"} 0.0005' in text
+    assert 'understudy_answers_total{model="champ",role="champion"} 3.0' in text
+    assert "understudy_meter_ok 1.0" in text
+    assert "understudy_device_power_watts{" not in text  # nothing measures it
+
+
+def engine_registry(role: str, model: str, tokens: float) -> EngineRegistry:
+    registry = CollectorRegistry()
+    counter = Counter("vllm:prompt_tokens", "Prompt tokens.", ["model_name"], registry=registry)
+    counter.labels(model_name=model).inc(tokens)
+    Gauge("process_something", "Not vLLM's.", registry=registry).set(7)
+    return EngineRegistry(role, model, registry)
+
+
+def test_engines_with_the_same_names_are_one_family_told_apart_by_role() -> None:
+    engines = [engine_registry("champion", "a", 3), engine_registry("challenger", "b", 5)]
+    exposition = Exposition(PrometheusSink().registry, engines)
+    text = generate_latest(exposition).decode()  # type: ignore[arg-type]
+    assert text.count("# TYPE vllm:prompt_tokens_total counter") == 1
+    assert 'vllm:prompt_tokens_total{model="a",model_name="a",role="champion"} 3.0' in text
+    assert 'vllm:prompt_tokens_total{model="b",model_name="b",role="challenger"} 5.0' in text
+    assert text.count("\nprocess_something 7.0") == 1  # once, from the process's own registry
+    assert list(text_string_to_metric_families(text))
+    only = generate_latest(exposition.restricted_registry(["vllm:prompt_tokens_total"])).decode()  # type: ignore[arg-type]
+    assert "process_something" not in only
+    assert only.count("vllm:prompt_tokens_total{") == 2
+
+
+def test_traffic_kinds_are_all_there() -> None:
+    assert set(Traffic().finished) == set(Kind)
+    assert Traffic().finished[Kind.SCORE] == Finished()
