@@ -9,6 +9,7 @@ from __future__ import annotations
 COMMANDS = {
     "audit": "understudy.commands.audit",
     "demo": "understudy.commands.demo",
+    "doctor": "understudy.commands.doctor",
     "erase": "understudy.commands.erase",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",

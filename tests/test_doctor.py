@@ -1,0 +1,174 @@
+"""`understudy doctor`: what is wrong is found, said with a fix, and the exit code tells it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from understudy import doctor
+from understudy.cli import cli
+from understudy.doctor import Finding, State, examine
+from understudy.engines import placements
+from understudy.errors import MeterError
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placements, "gpu_present", lambda: False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., str]:
+    """Writes a configuration with one model that is there; keys on top as given."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (model / name).write_text("{}")
+    (model / "model.safetensors").write_bytes(b"x" * 1000)
+
+    def write(**keys: Any) -> str:
+        raw: dict[str, Any] = {
+            "champion": {"model": str(model), "name": "champ", "engine_args": {"kv_cache_memory_bytes": MIB}},
+            "record": {"url": str(tmp_path / "record")},
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(raw | keys))
+        return str(path)
+
+    return write
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wrong(path: str | None, port: int | None = None) -> list[Finding]:
+    return [one for one in examine(path, port or free_port()) if one.state is State.WRONG]
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["doctor", *arguments])
+
+
+def test_a_machine_and_a_configuration_that_are_right(config: Callable[..., str]) -> None:
+    done = run(config(), "--port", str(free_port()))
+    assert done.exit_code == 0, done.output
+    assert "nothing is wrong" in done.output
+    assert "OMP_NUM_THREADS=" in done.output
+    assert "champ:" in done.output
+
+
+def test_without_a_configuration_it_looks_at_the_machine() -> None:
+    assert wrong(None) == []
+    areas = {one.area for one in examine(None, free_port())}
+    assert {"python", "vllm", "torch", "ray", "gpu", "cpu", "memory", "compiler", "port"} <= areas
+
+
+def test_a_wrong_configuration_is_named_and_exits_with_one(config: Callable[..., str]) -> None:
+    done = run(config(champoin={"model": "x"}))
+    assert done.exit_code == 1
+    assert "champoin: unknown key" in done.output
+
+
+def test_a_port_that_somebody_has(config: Callable[..., str]) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        (found,) = wrong(config(), holder.getsockname()[1])
+    assert found.area == "port"
+    assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("/nowhere/at/all", "is not there"), ("{empty}", "has no config.json or tokenizer_config.json")],
+)
+def test_a_model_that_is_not_there_or_is_none(
+    config: Callable[..., str], tmp_path: Path, model: str, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    path = config(challengers=[{"model": model.format(empty=tmp_path / "empty"), "name": "rival"}])
+    assert [words in one.said for one in wrong(path)] == [True]
+
+
+def test_a_model_of_the_hub_is_cached_or_downloaded_or_impossible(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    path = config(challengers=[{"model": "org/name", "name": "rival"}])
+    assert wrong(path) == []
+    assert any("will be downloaded" in one.said and one.fix for one in examine(path, free_port()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (found,) = wrong(path)
+    assert "org/name is not in" in found.said
+    (tmp_path / "hub" / "models--org--name").mkdir(parents=True)
+    assert wrong(path) == []
+
+
+def test_an_adapter_that_is_none_is_said_once(config: Callable[..., str], tmp_path: Path) -> None:
+    good = tmp_path / "adapter"
+    good.mkdir()
+    (good / "adapter_config.json").write_text(json.dumps({"r": 8}))
+    model = str(tmp_path / "model")
+    kept = {"engine_args": {"kv_cache_memory_bytes": MIB}}
+    assert wrong(config(challengers=[{"model": model, "name": "a", "lora": str(good), **kept}])) == []
+    (found,) = wrong(config(challengers=[{"model": model, "name": "a", "lora": str(tmp_path / "no"), **kept}]))
+    assert "is not a PEFT adapter" in found.said
+
+
+def test_more_memory_than_there_is(config: Callable[..., str], tmp_path: Path) -> None:
+    huge = {"model": str(tmp_path / "model"), "engine_args": {"kv_cache_memory_bytes": 2**44}}
+    (found,) = wrong(config(champion=huge))
+    assert found.area == "placement"
+    assert "lower engine_args.kv_cache_memory_bytes" in found.fix
+
+
+def test_a_folder_that_cannot_be_written(config: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refuse)
+    (found,) = wrong(config())
+    assert (found.area, "Permission denied" in found.said) == ("record", True)
+
+
+def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(64 * MIB, 63 * MIB, MIB))
+    (found,) = wrong(None)
+    assert found.area == "/dev/shm"
+    assert "--shm-size" in found.fix
+
+
+def test_a_gpu_whose_driver_does_not_answer(monkeypatch: pytest.MonkeyPatch, config: Callable[..., str]) -> None:
+    def broken() -> Any:
+        raise MeterError("NVML cannot be used: Driver Not Loaded")
+
+    monkeypatch.setattr(placements, "gpu_present", lambda: True)
+    monkeypatch.setattr(doctor, "NvmlSource", broken)
+    areas = {one.area: one.said for one in wrong(config())}
+    assert "Driver Not Loaded" in areas["gpu"]
+    if doctor._version("vllm") is None:
+        assert "is for CPUs, and there is a GPU" in areas["vllm"]
+
+
+def test_no_verdict_can_come_without_a_gate(config: Callable[..., str], tmp_path: Path) -> None:
+    rival = {"model": str(tmp_path / "model"), "name": "b", "engine_args": {"kv_cache_memory_bytes": MIB}}
+    found = examine(config(challengers=[rival]), free_port())
+    assert any(one.area == "gates" and one.state is State.NOTE for one in found)
+    gate = {"metric": "accuracy", "margin": 0.02, "pattern": "(x)"}
+    found = examine(config(challengers=[rival], gates=[gate]), free_port())
+    assert not any(one.area == "gates" for one in found)
