@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.models import make
-from tests.serving.process import Running, running, wait_for
+from tests.serving.process import Running, free_port, running, wait_for
+from tests.test_dashboards import DEPLOY, alerts, vllm_names
 
 from understudy.meter.metrics import METRICS
 
@@ -43,7 +49,10 @@ def exchanges(server: Running) -> list[dict[str, Any]]:
         arguments: dict[str, Any] = {"model": "champ", "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
         ids = [next(iter([chunk.id for chunk in client.completions.create(**arguments, stream=True)]))]
         server.settled()
-        ids += [client.completions.create(**arguments).id, client.completions.create(**arguments, n=2).id]
+        ids += [
+            client.completions.create(**arguments).id,
+            client.completions.create(**arguments | {"n": 2, "temperature": 0.5}).id,
+        ]
     return [server.exchanges(one)[0] for one in ids]
 
 
@@ -159,6 +168,47 @@ def test_vllms_metrics_of_both_engines_are_apart(server: Running, exchanges: lis
     assert of_tuned > of_champion  # its answers, and a token for each scoring pass
     roles = {dict(labels).get("role") for name, labels in found if name.startswith("vllm:")}
     assert roles == {"champion", "challenger"}
+
+
+def test_the_dashboards_vllm_metrics_are_vllms(server: Running, exchanges: list[dict[str, Any]]) -> None:
+    names = {name for name, _ in series(server)}
+    assert vllm_names()
+    assert not {name for name in vllm_names() if name not in names}
+
+
+def test_a_real_prometheus_scrapes_it_and_loads_the_rules(
+    server: Running, exchanges: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """As shipped, but for the port and the interval."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not here (Debian: apt-get install prometheus)")
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(DEPLOY / "alerts.yml")]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{server.port}"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    url = f"127.0.0.1:{free_port()}"
+    command = [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address={url}"], stdout=log, stderr=log)
+    try:
+        found = wait_for(lambda: query(url, 'understudy_answers_total{role="champion"}'), 30)
+        assert found[0]["value"][1] == "4"
+        assert query(url, 'up{job="understudy"}')[0]["value"][1] == "1"
+        rules = httpx.get(f"http://{url}/api/v1/rules", timeout=10).json()["data"]["groups"][0]["rules"]
+        assert {rule["name"] for rule in rules} == {rule["alert"] for rule in alerts()}
+        assert all(rule["health"] in ("ok", "unknown") for rule in rules)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def query(url: str, expression: str) -> Any:
+    with contextlib.suppress(httpx.HTTPError):
+        answer = httpx.get(f"http://{url}/api/v1/query", params={"query": expression}, timeout=10)
+        return answer.json()["data"]["result"] if answer.status_code == 200 else None
+    return None
 
 
 def test_a_cap_stops_the_lane_and_says_so(server: Running, exchanges: list[dict[str, Any]]) -> None:

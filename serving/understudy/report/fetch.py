@@ -11,7 +11,7 @@ from rich.console import Console
 
 from understudy.errors import UnderstudyError
 from understudy.report.page import report_page
-from understudy.report.summary import ChallengerSummary, Disagreement
+from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 from understudy.report.table import print_report
 
 MIN_WIDTH = 100  # columns; below that numbers would be cut off
@@ -46,4 +46,5 @@ def fetch(url: str, key: str | None = None) -> tuple[dict[str, Any], list[Challe
 
 def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
-    return ChallengerSummary(**{**raw, "disagreements": disagreements})
+    paired = tuple(Paired(**one) for one in raw.get("paired", ()))
+    return ChallengerSummary(**{**raw, "disagreements": disagreements, "paired": paired})

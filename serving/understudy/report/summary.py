@@ -17,6 +17,19 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """One figure of both models over the same exchanges (paired.py). ``unit`` is s, tokens/s, requests or fraction."""
+
+    name: str
+    unit: str
+    pairs: int
+    champion_p50: float
+    champion_p95: float
+    challenger_p50: float
+    challenger_p95: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChallengerSummary:
     """Fractions in [0, 1]; None where a figure is not known, which is shown as a dash and never as 0.
 
@@ -35,6 +48,9 @@ class ChallengerSummary:
         shadow_tokens: tokens that it scored or generated.
         champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the
             challenger.
+        paired: the engines' own times over the same exchanges.
+        stream_gap_p50_ms: between two outputs of the champion's streams, at the fork.
+        stream_gap_p95_ms: the same, not exceeded by 95%.
         disagreements: the worst ones, worst first.
     """
 
@@ -51,4 +67,7 @@ class ChallengerSummary:
     shadow_busy_s: float | None = None
     shadow_tokens: int | None = None
     champion_logprob_mean: float | None = None
+    paired: tuple[Paired, ...] = ()
+    stream_gap_p50_ms: float | None = None
+    stream_gap_p95_ms: float | None = None
     disagreements: tuple[Disagreement, ...] = ()

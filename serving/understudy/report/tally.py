@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from understudy.meter.gaps import Gaps, added, quantile_s
+from understudy.report.paired import PairedFigures
 from understudy.report.summary import ChallengerSummary, Disagreement
 from understudy.types import Ending, Exchange, State
 
@@ -55,7 +57,10 @@ class Tally:
     tokens: int = 0
     champion_ttft_ms: deque[float] = field(default_factory=_times)
     champion_ms: deque[float] = field(default_factory=_times)
+    challenger_ttft_ms: deque[float] = field(default_factory=_times)
     challenger_ms: deque[float] = field(default_factory=_times)
+    paired: PairedFigures = field(default_factory=PairedFigures)
+    gaps: Gaps = ()
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
@@ -72,7 +77,11 @@ class Tally:
         if ttft_s is not None:
             self.champion_ttft_ms.append(1000 * ttft_s)
         self.champion_ms.append(1000 * exchange.champion.timings.end_to_end_s)
+        self.gaps = added(self.gaps, exchange.champion.measured.gaps)
         if challenger.answers:
+            if challenger.timings.ttft_s is not None:
+                self.challenger_ttft_ms.append(1000 * challenger.timings.ttft_s)
+            self.paired.add(exchange, challenger)
             self.challenger_ms.append(1000 * challenger.timings.end_to_end_s)
             self._rank(exchange, ending, values.get("token_agreement"))
 
@@ -103,9 +112,13 @@ class Tally:
             champion_logprob_mean=self.logprob.mean,
             champion_ttft_p50_ms=_median(self.champion_ttft_ms),
             champion_end_to_end_p50_ms=_median(self.champion_ms),
+            challenger_ttft_p50_ms=_median(self.challenger_ttft_ms),
             challenger_end_to_end_p50_ms=_median(self.challenger_ms),
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
+            paired=self.paired.figures(),
+            stream_gap_p50_ms=_ms(quantile_s(self.gaps, 0.5)),
+            stream_gap_p95_ms=_ms(quantile_s(self.gaps, 0.95)),
             disagreements=tuple(one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))),
         )
 
@@ -123,6 +136,10 @@ class Tallies:
     def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
         """For the challengers named, with the device seconds each has used since the start."""
         return [self._by_name.get(name, Tally(name)).summary(used) for name, used in busy_s.items()]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
 
 
 def _median(times: Iterable[float]) -> float | None:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.report.summary import ChallengerSummary, Disagreement
+from understudy.report.cost import cost_figures
+from understudy.report.figure import DASH, Figure
+from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 
 NOT_ENOUGH_DATA = "NOT ENOUGH DATA"
 VERDICTS = ("GO", "NO-GO", NOT_ENOUGH_DATA)
-DASH = "-"
 MEASURES = {"missing": "answered", "agreement": "token agreement"}
 """What a gate's means are means of, where its name does not say so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row: a measure of both sides. ``note`` says how they differ, or what the number means."""
-
-    name: str
-    champion: str
-    challenger: str
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +85,15 @@ def report_view(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary
         phase=str(status.get("phase") or "unknown"),
         placement=str(status.get("placement") or "unknown"),
         challengers=tuple(
-            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name))) for name in names
+            _challenger(name, listed.get(name, {}), found.get(name, ChallengerSummary(name)), status.get("meter") or {})
+            for name in names
         ),
     )
 
 
-def _challenger(name: str, status: Mapping[str, Any], summary: ChallengerSummary) -> ChallengerView:
+def _challenger(
+    name: str, status: Mapping[str, Any], summary: ChallengerSummary, meter: Mapping[str, Any]
+) -> ChallengerView:
     verdict = status.get("verdict") or {}
     word = verdict.get("verdict")
     gates = tuple(_gate(gate) for gate in verdict.get("gates") or ())
@@ -109,7 +103,7 @@ def _challenger(name: str, status: Mapping[str, Any], summary: ChallengerSummary
         verdict=word if word in VERDICTS else NOT_ENOUGH_DATA,
         reason=str(verdict.get("reason") or "There is no verdict yet."),
         gates=gates,
-        figures=_figures(summary, gates),
+        figures=_figures(summary, gates) + cost_figures(meter, name),
         counts=_counts(status.get("counts") or {}),
         disagreements=summary.disagreements,
     )
@@ -158,8 +152,24 @@ def _figures(summary: ChallengerSummary, gates: Sequence[GateView]) -> tuple[Fig
         Figure("champion's tokens", "", _nats(summary.champion_logprob_mean), "logprob under the challenger"),
         _latency("TTFT p50", summary.champion_ttft_p50_ms, summary.challenger_ttft_p50_ms),
         _latency("end to end p50", summary.champion_end_to_end_p50_ms, summary.challenger_end_to_end_p50_ms),
+        _gap(summary),
+        *(_paired(one) for one in summary.paired),
         Figure("shadow cost", "", _seconds(summary.shadow_busy_s), tokens),
     )
+
+
+def _gap(summary: ChallengerSummary) -> Figure:
+    p95 = _milliseconds(summary.stream_gap_p95_ms)
+    return Figure("stream gap p50", _milliseconds(summary.stream_gap_p50_ms), "", f"at the fork; p95 {p95}")
+
+
+def _paired(one: Paired) -> Figure:
+    """p50 of both, by the engines' clocks, with their p95 and the number of pairs."""
+    show = UNITS[one.unit]
+    said = [f"p95 {show(one.champion_p95)}, {show(one.challenger_p95)}", f"{number(one.pairs)} pairs"]
+    if one.unit in ("s", "tokens/s") and one.champion_p50:
+        said.insert(0, f"{one.challenger_p50 / one.champion_p50:.2f}x")
+    return Figure(f"engine {one.name} p50", show(one.champion_p50), show(one.challenger_p50), "; ".join(said))
 
 
 def _latency(name: str, champion: float | None, challenger: float | None) -> Figure:
@@ -213,6 +223,14 @@ def _milliseconds(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+UNITS: Mapping[str, Callable[[float], str]] = {
+    "s": lambda value: _milliseconds(1000 * value),
+    "tokens/s": lambda value: f"{value:,.1f}/s",
+    "requests": lambda value: f"{value:.1f}",
+    "fraction": percent,
+}
 
 
 def _seconds(value: float | None) -> str:
