@@ -47,12 +47,11 @@ def exchanges(server: Running) -> list[dict[str, Any]]:
     """A stream, the same prompt once more (cached then), and two answers at once that do not stream."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
         arguments: dict[str, Any] = {"model": "champ", "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
-        ids = [next(iter([chunk.id for chunk in client.completions.create(**arguments, stream=True)]))]
+        chunks = list(client.completions.create(**arguments, stream=True))
+        ids = [chunks[0].id]
         server.settled()
-        ids += [
-            client.completions.create(**arguments).id,
-            client.completions.create(**arguments | {"n": 2, "temperature": 0.5}).id,
-        ]
+        ids.append(client.completions.create(**arguments).id)
+        ids.append(client.completions.create(**arguments | {"n": 2, "temperature": 0.5}).id)
     return [server.exchanges(one)[0] for one in ids]
 
 
