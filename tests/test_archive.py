@@ -13,6 +13,7 @@ from understudy.archive import Archive
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
+from understudy.record import Feedback, RecordReader
 from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
 
 GATES = (Gate("accuracy", 0.2, pattern=r"label: (\w+)", min_units=20),)
@@ -40,7 +41,7 @@ async def fill(archive: Archive, count: int) -> None:
     for number in range(count):
         archive.accepted(asked(number), ["rival"], {"rival": number + 1})
         archive.ended(asked(number), "rival", compared("label: billing"))
-        await archive.feedback(f"x{number}", "billing")
+        await archive.feedback(Feedback(f"x{number}", "billing", 1.0))
 
 
 @in_loop
@@ -119,11 +120,61 @@ async def test_one_unreadable_exchange_does_not_lose_the_others(
 async def test_a_label_that_comes_before_the_exchange_is_taken_in_counts(tmp_path: Path) -> None:
     archive = await opened(tmp_path)
     archive.take_up()
-    assert not await archive.feedback("request-x1", "billing")
+    assert not await archive.feedback(Feedback("request-x1", "billing", 1.0))
     archive.accepted(asked(1), ["rival"], {"rival": 1})
     archive.ended(asked(1), "rival", compared("label: billing"))
     assert archive.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
     await archive.close()
+
+
+@in_loop
+async def test_feedback_again_changes_nothing_and_a_later_word_stands(tmp_path: Path) -> None:
+    archive = await opened(tmp_path)
+    archive.take_up()
+    archive.accepted(asked(1), ["rival"], {"rival": 1})
+    given = [
+        Feedback("x1", "billing", 1.0),
+        Feedback("request-x1", "billing", 2.0),  # another id of the same
+        Feedback("x1", "", 3.0, 0.5, "score"),
+        Feedback("x1", "billing", 4.0),
+        Feedback("x1", "refund", 5.0),
+        Feedback("x1", "", 6.0, 0.5, "score"),
+        Feedback("x1", "billing", 7.0),
+    ]
+    for one in given:
+        assert await archive.feedback(one)
+    archive.ended(asked(1), "rival", compared("label: billing"))
+    (view,) = await archive.find("x1")
+    told = [(one["label"], one["value"], one["name"]) for one in view["feedback"]]
+    assert told == [("billing", None, ""), ("", 0.5, "score"), ("refund", None, ""), ("billing", None, "")]
+    await archive.close()
+
+
+@in_loop
+async def test_feedback_for_ids_that_are_not_known_is_kept_and_reported_across_restarts(tmp_path: Path) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    for _ in range(2):
+        assert not await first.feedback(Feedback("nobody", "billing", 1.0))
+    assert not await first.feedback(Feedback("request-x1", "billing", 1.0))
+    assert first.waiting.ids() == ["nobody", "request-x1"]
+    assert first.status()["feedback_waiting"] == 2
+    await first.close()
+    assert len(list(RecordReader(tmp_path).feedback())) == 2
+    again = await opened(tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert again.waiting.ids() == ["nobody", "request-x1"]
+    again.accepted(asked(1), ["rival"], {"rival": 1})
+    again.ended(asked(1), "rival", compared("label: billing"))
+    assert again.waiting.ids() == ["nobody"]
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
+    await again.close()
+    last = await opened(tmp_path)
+    last.take_up()
+    await last.replayed.wait()
+    assert last.waiting.ids() == ["nobody"]
+    await last.close()
 
 
 @pytest.mark.parametrize(

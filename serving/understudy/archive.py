@@ -22,6 +22,7 @@ from understudy.lane.guard import Guard
 from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
 from understudy.record.care import needs_care
 from understudy.record.recording import Recording
+from understudy.record.waiting import Waiting, is_given
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
 from understudy.types import Ending, Exchange, State
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 VERDICT_MAX_AGE_S = 1.0
 PUBLISHED_MAX_AGE_S = 60.0
 REPLAY_BATCH = 20
-MAX_EARLY_LABELS = 10_000
 OPEN_AGAIN_S = (0.0, 1.0, 4.0)
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
@@ -60,7 +60,7 @@ class Archive:
         self._guard = guard
         self._judge = Judge(gates)
         self._tallies = Tallies()
-        self._early_labels: dict[str | None, str] = {}
+        self.waiting = Waiting()
         self._started_unix_s = time.time()
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._verdicts_at_s = float("-inf")
@@ -116,9 +116,8 @@ class Archive:
     def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
         """Step 5: make it durable; the keeper writes in a thread of its own."""
         self._append(Accepted(exchange, tuple(challengers), offered))
-        for known in (exchange.exchange_id, exchange.request_id, exchange.facts.client_request_id):
-            if known in self._early_labels:
-                self._judge.feedback(exchange.exchange_id, self._early_labels[known])
+        for given in self.waiting.take(ids_of(exchange)):
+            self._hear_feedback(exchange.exchange_id, given)
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """Steps 8 and 9: keep the ending, and let the judge see it."""
@@ -136,16 +135,22 @@ class Archive:
         await self._flushed()
         return list(await asyncio.to_thread(self._keeper.find, any_id))
 
-    async def feedback(self, any_id: str, label: str) -> bool:
-        """Keep the label, and judge by it where the id is known. Returns whether it is."""
-        self._append(Feedback(any_id, label, time.time()))
-        found = await self.find(any_id)
-        for exchange in found:
-            self._judge.feedback(exchange["exchange_id"], label)
-        if not found:  # given before the lane took the exchange in
-            self._early_labels[any_id] = label
-            while len(self._early_labels) > MAX_EARLY_LABELS:
-                del self._early_labels[next(iter(self._early_labels))]
+    async def feedback(self, given: Feedback) -> bool:
+        """Keep it, and judge by its label where the id is known. The same again changes nothing.
+
+        Returns:
+            Whether the id is known. One that is not may come yet, or was never sampled.
+        """
+        waits = self.waiting.has(given)
+        if not waits:
+            self.waiting.add(given)  # before anything awaits: its exchange may come just now, and takes it
+        found = await self.find(given.id)
+        if found:
+            self.waiting.take([given.id])
+            for view in found:
+                self._hear_feedback(view["exchange_id"], given)
+        if not waits and not (found and all(is_given(given, _told(view)) for view in found)):
+            self._append(given)
         return bool(found)
 
     def control(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any] | None = None) -> None:
@@ -181,6 +186,8 @@ class Archive:
             "detail": detail,
             "replayed": self.replayed.is_set(),
             "lost": self._keeper.num_lost + recovery.num_lost,
+            "feedback_waiting": len(self.waiting.ids()),
+            "feedback_forgotten": self.waiting.num_forgotten,
             "unredacted": self._keeper.num_unredacted,
             "damaged": recovery.num_damaged + self._keeper.reader.damage.num_damaged,
             "orphans": recovery.num_orphans,
@@ -227,6 +234,10 @@ class Archive:
                 if adopting or await asyncio.to_thread(needs_care, recording):
                     await upkeep.run(recording, enter, adopting=adopting)
 
+    def _hear_feedback(self, exchange_id: str, given: Feedback) -> None:
+        if given.label:
+            self._judge.feedback(exchange_id, given.label)
+
     def _hear(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         self._judge.ended(exchange, challenger, ending)
         self._tallies.ended(exchange, challenger, ending)
@@ -235,16 +246,25 @@ class Archive:
         """Read in a thread, judge in the loop, a few exchanges at a time."""
         assert self._keeper is not None
         await self._flushed()
+        for given in await asyncio.to_thread(self._all_feedback):
+            self.waiting.add(given)
         views = self._keeper.iterate()
         while batch := await asyncio.to_thread(self._next_batch, views):
             for exchange, endings, labels in batch:
                 if exchange.arrived_unix_s >= self._started_unix_s:
                     continue  # heard live
+                self.waiting.take(ids_of(exchange))
                 for name, ending in endings.items():
                     self._hear(exchange, name, ending)
                 for label in labels:
                     self._judge.feedback(exchange.exchange_id, label)
         self.replayed.set()
+
+    def _all_feedback(self) -> list[Feedback]:
+        assert self._keeper is not None
+        with self._guard("replay"):
+            return [one for one in map(from_json, self._keeper.reader.feedback()) if isinstance(one, Feedback)]
+        return []
 
     def _next_batch(self, views: Iterator[dict[str, Any]]) -> list[tuple[Exchange, dict[str, Ending], list[str]]]:
         batch = []
@@ -270,4 +290,13 @@ def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], lis
             ended = from_json(head | end | {"at_unix_s": end["ended_unix_s"]})
             assert isinstance(ended, Ended)
             endings[name] = ended.ending
-    return exchange, endings, [given["label"] for given in view["feedback"]]
+    return exchange, endings, [given["label"] for given in view["feedback"] if given["label"]]
+
+
+def ids_of(exchange: Exchange) -> set[str | None]:
+    """Every id under which feedback may be given."""
+    return {exchange.exchange_id, exchange.request_id, exchange.facts.client_request_id}
+
+
+def _told(view: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str]]:
+    return ((one["label"], one["value"], one["name"] or "") for one in view["feedback"])

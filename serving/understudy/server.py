@@ -25,6 +25,7 @@ from understudy.lane.lane import Lane
 from understudy.lane.ledger import total
 from understudy.meter.metrics import Sink
 from understudy.meter.station import Station
+from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
 
@@ -138,9 +139,13 @@ class Server:
         """Everything recorded under one of an exchange's ids."""
         return await self._archive.find(any_id)
 
-    async def feedback(self, any_id: str, label: str) -> bool:
-        """Keep the label, and judge by it wherever the id is known."""
-        return await self._archive.feedback(any_id, label)
+    async def feedback(self, given: Feedback) -> bool:
+        """Keep it, and judge by its label wherever the id is known."""
+        return await self._archive.feedback(given)
+
+    def waiting(self) -> list[str]:
+        """The ids for which there is feedback and no exchange yet."""
+        return self._archive.waiting.ids()
 
     def pause(self) -> None:
         """The kill switch."""

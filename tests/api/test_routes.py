@@ -11,6 +11,7 @@ import pytest
 from tests.builders import in_loop
 
 from understudy.api.routes import MAX_FEEDBACK_BYTES, build
+from understudy.record import Feedback
 
 REPORT = {"challengers": {"b": {"compared": 3}}}
 STATUS = {"phase": "shadowing", "counts": {"sampled": 3}}
@@ -34,9 +35,12 @@ class FakeShadow:
         self.asked.append(("exchanges", any_id))
         return self.known.get(any_id, [])
 
-    async def feedback(self, any_id: str, label: str) -> bool:
-        self.asked.append(("feedback", any_id, label))
-        return any_id in self.known
+    async def feedback(self, given: Feedback) -> bool:
+        self.asked.append(("feedback", given.id, given.label, given.value, given.name))
+        return given.id in self.known
+
+    def waiting(self) -> list[str]:
+        return ["nobody"]
 
     def pause(self) -> None:
         self.asked.append("pause")
@@ -119,7 +123,11 @@ async def test_feedback(known: bool) -> None:
     shadow = FakeShadow({"x": []} if known else {})
     response = await ask("POST", "/shadow/feedback", shadow, json={"request_id": "x", "label": "refund"})
     assert response.json() == {"request_id": "x", "known": known}
-    assert shadow.asked == [("feedback", "x", "refund")]
+    assert shadow.asked == [("feedback", "x", "refund", None, "")]
+    worth = {"request_id": "x", "value": 12, "name": "revenue_usd", "at_unix_s": 5}
+    await ask("POST", "/shadow/feedback", shadow, json=worth)
+    assert shadow.asked[1:] == [("feedback", "x", "", 12.0, "revenue_usd")]
+    assert (await ask("GET", "/shadow/feedback", shadow)).json() == {"pending": ["nobody"]}
 
 
 @pytest.mark.parametrize(
@@ -131,11 +139,15 @@ async def test_feedback(known: bool) -> None:
         (b"[" * 100_000, "not JSON"),
         (b"[]", "must be a JSON object"),
         (b"null", "must be a JSON object"),
-        (b"{}", "missing or not text"),
-        (b'{"request_id": "x"}', "missing or not text"),
-        (b'{"request_id": "x", "label": null}', "missing or not text"),
-        (b'{"request_id": 5, "label": "refund"}', "missing or not text"),
-        (b'{"request_id": "x", "label": ["refund"]}', "missing or not text"),
+        (b"{}", "request_id: must be text"),
+        (b'{"request_id": 5, "label": "refund"}', "request_id: must be text"),
+        (b'{"request_id": "x"}', "label or value: one of them must be there"),
+        (b'{"request_id": "x", "label": null}', "label or value"),
+        (b'{"request_id": "x", "label": " "}', "label: ' ' must be text that is not empty"),
+        (b'{"request_id": "x", "label": ["refund"]}', "label: ['refund'] must be text"),
+        (b'{"request_id": "x", "value": true}', "value: True must be a finite number"),
+        (b'{"request_id": "x", "value": "NaN"}', "value: 'NaN' must be a finite number"),
+        (b'{"request_id": "x", "label": "a", "lable": "b"}', "'lable' is not a field of feedback"),
     ],
 )
 @in_loop

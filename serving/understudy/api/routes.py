@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+
+from understudy.errors import RecordError
+from understudy.record import Feedback, parse_feedback
 
 MAX_FEEDBACK_BYTES = 1_000_000
 
@@ -24,8 +28,11 @@ class Shadow(Protocol):
     async def exchanges(self, any_id: str) -> list[Mapping[str, Any]]:
         """Everything recorded under an exchange id, a response id or a client's request id, newest first."""
 
-    async def feedback(self, any_id: str, label: str) -> bool:
-        """Attach a true label; False where the id is not known (it is kept all the same)."""
+    async def feedback(self, given: Feedback) -> bool:
+        """Attach a label or a value; False where the id is not known (it is kept all the same)."""
+
+    def waiting(self) -> list[str]:
+        """The ids for which there is feedback and no exchange yet."""
 
     def pause(self) -> None:
         """Stop shadowing."""
@@ -68,12 +75,14 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         body = await read_json(request)
         if isinstance(body, Response):
             return body
-        wanted, label = body.get("request_id"), body.get("label")
-        if not isinstance(wanted, str) or not isinstance(label, str):
-            return error(400, "feedback is {'request_id': text, 'label': text}; either is missing or not text")
-        if not label.strip():
-            return error(400, f"label: {label!r} must not be empty")
-        return JSONResponse({"request_id": wanted, "known": await shadow.feedback(wanted, label)})
+        try:
+            given = parse_feedback(body, time.time())
+        except RecordError as fault:
+            return error(400, f"feedback is request_id with label or value, name and at_unix_s: {fault}")
+        return JSONResponse({"request_id": given.id, "known": await shadow.feedback(given)})
+
+    async def waiting(_: Request) -> Response:
+        return JSONResponse({"pending": shadow.waiting()})
 
     async def report(request: Request) -> Response:
         if request.query_params.get("format") == "json":
@@ -86,6 +95,7 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         Route("/shadow/pause", guarded(pause, key), methods=["POST"]),
         Route("/shadow/resume", guarded(resume, key), methods=["POST"]),
         Route("/shadow/feedback", guarded(feedback, key), methods=["POST"]),
+        Route("/shadow/feedback", guarded(waiting, key)),
         Route("/shadow/report", guarded(report, key)),
     ]
     handlers: Any = {404: _not_found, 405: _not_allowed, 500: _broken}

@@ -11,6 +11,9 @@ COMMANDS = {
     "demo": "understudy.commands.demo",
     "doctor": "understudy.commands.doctor",
     "erase": "understudy.commands.erase",
+    "export": "understudy.commands.export",
+    "feedback": "understudy.commands.feedback",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",
+    "sql": "understudy.commands.sql",
 }

@@ -8,9 +8,16 @@ seal.py      files of the log become sealed segments     columns.py   a record a
 manifest.py  what a sealed segment is                    merkle.py    trees over it; store.py  where it is
 sources.py   one writer's log and sealed segments        reading.py   RecordReader: find one, iterate over all
 index.py     where the newest exchanges are              recover.py   what the time before has left
+recording.py the options of `record` as objects          scribe.py    an event as a record: what of it is written
+privacy.py   full, redacted or none                      patterns.py, redactors.py  what a redactor finds
+care.py      sealing, retention, erasing, orphans        upkeep.py    the same in a process of its own; erase.py
+audit.py     who touched it                              proof.py     that something is in it; signing.py
+given.py     feedback from files                         waiting.py   feedback that waits for its exchange
+export.py    chats, Parquet, Label Studio                sql.py       DuckDB's views
 """
 
 from understudy.record.codec import decode, encode, from_json
+from understudy.record.given import parse as parse_feedback
 from understudy.record.keeper import RecordKeeper
 from understudy.record.log import Disk
 from understudy.record.reading import Damage, RecordReader
@@ -37,5 +44,6 @@ __all__ = [
     "decode",
     "encode",
     "from_json",
+    "parse_feedback",
     "scan",
 ]

@@ -150,8 +150,16 @@ def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, 
                 "observation": observed,
                 "comparison": None if compared is None else _named_numbers(compared.values),
             }
-        case Feedback(id, label, at_unix_s):
-            return {"v": VERSION, "kind": "feedback", "id": id, "label": label, "at_unix_s": at_unix_s}
+        case Feedback(id, label, at_unix_s, value, name):
+            return {
+                "v": VERSION,
+                "kind": "feedback",
+                "id": id,
+                "label": label,
+                "value": value,
+                "name": name,
+                "at_unix_s": at_unix_s,
+            }
         case Control(action, at_unix_s, detail, offered, num_lost):
             return {
                 "v": VERSION,
@@ -241,7 +249,8 @@ def _ended(document: Mapping[str, Any]) -> Ended:
 
 
 def _feedback(document: Mapping[str, Any]) -> Feedback:
-    return Feedback(document["id"], document["label"], document["at_unix_s"])
+    value, name = document.get("value"), document.get("name", "")
+    return Feedback(document["id"], document["label"], document["at_unix_s"], value, name)
 
 
 def _control(document: Mapping[str, Any]) -> Control:

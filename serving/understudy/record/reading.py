@@ -4,7 +4,7 @@ An exchange is shown as one dict: its ``accepted`` record without what belongs t
 
     challengers   {name: {"state", "reason", "detail", "observation", "comparison", "ended_unix_s"}} for each
                   challenger it was sampled for, ``pending`` and nulls where it has not ended
-    feedback      [{"label", "at_unix_s"}], oldest first
+    feedback      [{"label", "value", "name", "at_unix_s"}], oldest first
 
 Reading needs no lock and disturbs no writer, in this process or another. Everything here blocks on files:
 from asyncio call it in a thread. Records that cannot be read are skipped, counted, logged and named in
@@ -176,7 +176,7 @@ def given_feedback(readers: Iterable[RecordReader]) -> Given:
 
 
 def _feedback_view(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"label": one["label"], "at_unix_s": one["at_unix_s"]}
+    return {name: one.get(name) for name in ("label", "value", "name", "at_unix_s")}
 
 
 def _challenger_view(ended: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,11 +69,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A label that a user gave. ``id`` is one of an exchange's three, and means each exchange that has it."""
+    """What a user says of an exchange, later. ``id`` is one of its three, and means each exchange that has it.
+
+    A ``label`` is the right answer; a ``value`` is a number, a score or what it was worth, and ``name`` says which.
+    Of several with the same name the latest stands.
+    """
 
     id: str
     label: str
     at_unix_s: float
+    value: float | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -41,6 +41,9 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove it, durably. No error where there is none."""
+
+    def dataset(self, paths: Sequence[str]) -> Any:
+        """Parquet files as a pyarrow.dataset.Dataset, read when it is asked."""
 
     def inside(self, folder: str) -> Store:
         """The store of a folder in this one."""
@@ -92,6 +95,12 @@ class LocalStore:
         target.unlink(missing_ok=True)
         if target.parent.is_dir():
             sync_folder(target.parent)
+
+    def dataset(self, paths: Sequence[str]) -> Any:
+        """See Store."""
+        from pyarrow import dataset
+
+        return dataset.dataset([str(self.folder / path) for path in paths])
 
     def inside(self, folder: str) -> LocalStore:
         """See Store."""
@@ -148,6 +157,12 @@ class RemoteStore:
         """See Store."""
         if self._fs.exists(self._at(path)):
             self._fs.rm_file(self._at(path))
+
+    def dataset(self, paths: Sequence[str]) -> Any:
+        """See Store."""
+        from pyarrow import dataset
+
+        return dataset.dataset([self._at(path) for path in paths], filesystem=self._fs)
 
     def inside(self, folder: str) -> RemoteStore:
         """See Store."""

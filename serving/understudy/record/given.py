@@ -1,0 +1,178 @@
+"""Feedback from files: rows of JSONL or CSV, to a server or into a record, and what still waits for its exchange.
+
+    {"request_id": "chatcmpl-...", "label": "billing"}
+    {"request_id": "order-4711", "name": "revenue_usd", "value": 12.5, "at_unix_s": 1732435200}
+
+A CSV file has these names in its first line. Giving the same again changes nothing. Into a record it is written by a
+writer of its own, ``feedback``, so that no server has to stop; a running server counts it at its next start.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from understudy.config import RecordSpec
+from understudy.errors import RecordError
+from understudy.record.keeper import RecordKeeper
+from understudy.record.reading import RecordReader, given_feedback
+from understudy.record.recording import Recording
+from understudy.record.scanning import sources_at
+from understudy.record.schema import Feedback
+
+WRITER: Final = "feedback"
+FIELDS: Final = ("request_id", "label", "value", "name", "at_unix_s")
+
+
+def parse(row: Mapping[str, Any], now_unix_s: float) -> Feedback:
+    """One row as feedback.
+
+    Raises:
+        RecordError: it lacks something, or has a field that nobody knows; the message says which.
+    """
+    unknown = [name for name in row if name not in FIELDS]
+    if unknown:
+        raise RecordError(f"{unknown[0]!r} is not a field of feedback; known are {', '.join(FIELDS)}")
+    id, label, value, name = (row.get(field) or None for field in ("request_id", "label", "value", "name"))
+    value = row.get("value") if row.get("value") not in (None, "") else None
+    if not isinstance(id, str):
+        raise RecordError("request_id: must be text: one of the exchange's ids")
+    for field, text in (("label", label), ("name", name)):
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise RecordError(f"{field}: {text!r} must be text that is not empty")
+    if label is None and value is None:
+        raise RecordError("label or value: one of them must be there")
+    return Feedback(
+        id, label or "", _number(row, "at_unix_s", now_unix_s) or now_unix_s, _number(row, "value", None), name or ""
+    )
+
+
+def read(path: Path) -> list[Feedback]:
+    """All feedback of a file; its ending says whether it is CSV or JSONL.
+
+    Raises:
+        RecordError: a row is wrong; nothing was sent. The message names the line.
+    """
+    now_unix_s, found = time.time(), []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in _rows(path, file):
+                try:
+                    found.append(parse(row, now_unix_s))
+                except RecordError as error:
+                    raise RecordError(f"{path}, line {number}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read: {error}") from error
+    return found
+
+
+def send(url: str, key: str | None, given: Iterable[Feedback]) -> tuple[int, list[str]]:
+    """Give it to a running server: how many, and the ids it does not know (yet).
+
+    Raises:
+        RecordError: the server cannot be asked, or refuses one; what was sent before is given.
+    """
+    import httpx
+
+    num_sent, unknown = 0, []
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with httpx.Client(headers=headers, timeout=60) as client:
+        for one in given:
+            body = {"request_id": one.id, "label": one.label or None, "value": one.value, "name": one.name or None}
+            try:
+                answer = client.post(f"{url}/shadow/feedback", json=body | {"at_unix_s": one.at_unix_s})
+            except httpx.HTTPError as fault:
+                raise RecordError(f"{url} cannot be asked after {num_sent} were given: {fault}") from fault
+            if answer.status_code != 200:
+                raise RecordError(f"{url} refuses {one.id!r} after {num_sent} were given: {answer.text[:200]}")
+            num_sent += 1
+            if not answer.json()["known"]:
+                unknown.append(one.id)
+    return num_sent, unknown
+
+
+def waiting(url: str, key: str | None) -> list[str]:
+    """The ids for which a running server has feedback and no exchange. Raises RecordError."""
+    import httpx
+
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        answer = httpx.get(f"{url}/shadow/feedback", headers=headers, timeout=60)
+    except httpx.HTTPError as fault:
+        raise RecordError(f"{url} cannot be asked: {fault}") from fault
+    if answer.status_code != 200:
+        raise RecordError(f"{url}/shadow/feedback answers {answer.status_code}: {answer.text[:200]}")
+    found: list[str] = answer.json()["pending"]
+    return found
+
+
+def enter(url: str, given: Iterable[Feedback]) -> tuple[int, list[str]]:
+    """Write what is new into the record at ``url``: how many, and the ids that no exchange there has.
+
+    Raises:
+        RecordError: there is no record, or somebody else is doing this.
+    """
+    readers = [RecordReader(source) for source in sources_at(url)]
+    there, ids = given_feedback(readers), known_ids(readers)
+    before = {(id, one["label"], one["value"], one["name"] or "") for id, all in there.items() for _, _, one in all}
+    recording = Recording.of(RecordSpec(url=url), WRITER)
+    keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store)
+    num_new, unknown = 0, []
+    try:
+        for one in given:
+            if one.id not in ids:
+                unknown.append(one.id)
+            if (one.id, one.label, one.value, one.name) not in before:
+                keeper.append(one)
+                num_new += 1
+    finally:
+        keeper.close()
+    return num_new, unknown
+
+
+def pending(url: str) -> list[str]:
+    """Ids of a record for which there is feedback and no exchange. Raises RecordError."""
+    readers = [RecordReader(source) for source in sources_at(url)]
+    ids = known_ids(readers)
+    return sorted(id for id in given_feedback(readers) if id not in ids)
+
+
+def known_ids(readers: Iterable[RecordReader]) -> set[str]:
+    """Every id of every exchange; three short strings each."""
+    heads = (head for reader in readers for _, head in reader.source.heads(reader.damage.report))
+    accepted = (head for head in heads if head.kind == "accepted")
+    return {id for head in accepted for id in (head.exchange_id, head.request_id, head.client_request_id) if id}
+
+
+def _rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if path.suffix.lower() == ".csv":
+        for number, row in enumerate(csv.DictReader(file), 2):
+            yield number, {name: value for name, value in row.items() if name is not None}
+        return
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                parsed = json.loads(line)
+            except ValueError as error:
+                raise RecordError(f"{path}, line {number}: not JSON: {error}") from error
+            if not isinstance(parsed, dict):
+                raise RecordError(f"{path}, line {number}: not a JSON object")
+            yield number, parsed
+
+
+def _number(row: Mapping[str, Any], field: str, default: float | None) -> float | None:
+    value = row.get(field)
+    if value is None or value == "":
+        return default
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise RecordError(f"{field}: {value!r} must be a finite number")
+    return number

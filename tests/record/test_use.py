@@ -1,0 +1,185 @@
+"""A record is of use: SQL over what is sealed and what is not, exports that others can read, feedback from files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from understudy.cli import cli
+from understudy.errors import RecordError
+from understudy.record import Control, Feedback, scan
+from understudy.record.export import messages_of
+from understudy.record.given import enter, pending, read
+from understudy.record.patterns import redact
+from understudy.record.privacy import Privacy
+from understudy.record.seal import seal
+from understudy.record.sources import Source
+from understudy.record.sql import query
+from understudy.record.store import RemoteStore
+from understudy.types import State
+
+from .builders import accepted, ended, feedback, flush, open_keeper
+
+CHAT = b'{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]}'
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Path:
+    """Two replicas, one with sealed segments and a tail in the log; every third exchange is shed."""
+    for replica in range(2):
+        folder = tmp_path / "record" / f"replica-{replica}"
+        keeper = open_keeper(folder, max_segment_bytes=6_000, rollout="r1")
+        keeper.append(Control("pause", 5.0))
+        for number in range(20 * replica, 20 * replica + 20):
+            event = accepted(number)
+            event = replace(event, exchange=replace(event.exchange, facts=replace(event.exchange.facts, body=CHAT)))
+            keeper.append(event)
+            keeper.append(ended(number) if number % 3 else ended(number, state=State.SHED, reason="pressure"))
+            flush(keeper)
+        keeper.append(feedback(f"client-{20 * replica + 1}", "good"))
+        keeper.append(Feedback("nobody", "", 3.0, 2.5, "revenue_usd"))
+        keeper.close()
+    seal(Source.at(tmp_path / "record" / "replica-0"), "replica-0")
+    return tmp_path / "record"
+
+
+def test_sql_over_everything(url: Path) -> None:
+    def rows(text: str) -> list[tuple[Any, ...]]:
+        return query(url, text)[1]
+
+    assert rows("SELECT writer, count(*) FROM exchanges GROUP BY ALL ORDER BY ALL") == [
+        ("replica-0", 20),
+        ("replica-1", 20),
+    ]
+    states = "SELECT challenger, state, reason, count(*) FROM endings GROUP BY ALL ORDER BY ALL"
+    assert rows(states) == [("b", "compared", None, 26), ("b", "shed", "pressure", 14)]
+    assert rows("SELECT name, count(*), avg(value) FROM comparisons GROUP BY ALL") == [("top1", 26, 0.5)]
+    assert rows("SELECT exchange_id, label FROM feedback WHERE label <> '' ORDER BY ALL") == [
+        ("ex-1", "good"),
+        ("ex-21", "good"),
+    ]
+    assert rows("SELECT exchange_id, id, value FROM feedback WHERE name = 'revenue_usd'") == [(None, "nobody", 2.5)] * 2
+    assert rows("SELECT action, count(*) FROM controls GROUP BY ALL") == [("pause", 2)]
+    text = "document->>'$.champion.answers[0].finish_reason'"
+    assert rows(f"SELECT DISTINCT {text}, rollout, session IS NULL FROM exchanges") == [("stop", "r1", False)]
+    figures = "SELECT DISTINCT num_prompt_tokens, num_generated_tokens, ttft_s, end_to_end_s, tags['session'] = session"
+    assert rows(f"{figures} FROM exchanges") == [(3, 3, 0.25, 0.5, True)]
+    with pytest.raises(RecordError, match="nothing_here"):
+        query(url, "SELECT * FROM nothing_here")
+
+
+def test_sql_in_an_object_store(tmp_path: Path) -> None:
+    url = f"memory://sql-{tmp_path.name}"
+    keeper = open_keeper(tmp_path / "replica-0", store=RemoteStore(url).inside("replica-0"))
+    for number in range(3):
+        keeper.append(accepted(number))
+    keeper.close()
+    seal(Source(tmp_path / "replica-0", RemoteStore(url).inside("replica-0")), "replica-0", include_newest=True)
+    assert query(url, "SELECT count(*) FROM exchanges")[1] == [(3,)]
+    assert len(list(scan(url))) == 3
+
+
+def test_the_sql_command(url: Path) -> None:
+    run = CliRunner().invoke
+    asked = ["sql", "SELECT state, count(*) AS n FROM endings GROUP BY ALL ORDER BY ALL", "--url", str(url)]
+    assert "compared" in run(cli, asked).output
+    assert run(cli, [*asked, "--format", "csv"]).output.split() == ["state,n", "compared,26", "shed,14"]
+    lines = run(cli, [*asked, "--format", "json"]).output.splitlines()
+    assert json.loads(lines[0]) == {"state": "compared", "n": 26}
+
+
+def export(url: Path, out: Path, *options: str) -> str:
+    done = CliRunner().invoke(cli, ["export", str(url), "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_export_as_chats(url: Path, tmp_path: Path) -> None:
+    assert "40 written, 0 left out" in export(url, tmp_path / "chat.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "chat.jsonl").read_text().split("\n")[:-1]]
+    one = next(line for line in lines if line["metadata"]["exchange_id"] == "ex-1")
+    assert [message["role"] for message in one["messages"]] == ["system", "user", "assistant"]
+    assert one["messages"][-1]["content"].startswith("yes\nand")
+    assert one["metadata"]["label"] == "good"
+    assert one["metadata"]["challengers"]["b"].startswith("yes")
+
+
+def test_export_as_parquet(url: Path, tmp_path: Path) -> None:
+    export(url, tmp_path / "out.parquet", "--format", "parquet")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert Counter(row["state"] for row in rows) == {"compared": 26, "shed": 14}
+    assert {row["champion_end_to_end_s"] for row in rows} == {0.5}
+    assert dict(next(row for row in rows if row["state"] == "compared")["comparison"]) == {"top1": 0.5}
+
+
+def test_export_as_blind_tasks(url: Path, tmp_path: Path) -> None:
+    export(url, tmp_path / "tasks.json", "--format", "label-studio", "--challenger", "b")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert len(tasks) == 26
+    assert Counter(task["meta"]["a"] for task in tasks).keys() == {"champion", "b"}  # in both orders
+    assert "be kind" in tasks[0]["data"]["prompt"]
+    assert not any("champion" in str(value) for value in tasks[0]["data"].values())
+
+
+def test_what_was_redacted_away_is_left_out_and_counted(tmp_path: Path) -> None:
+    keeper = open_keeper(tmp_path / "record", privacy=Privacy("none", (redact,), b"secret"))
+    keeper.append(accepted(1))
+    keeper.append(ended(1))
+    keeper.close()
+    assert "0 written, 1 left out" in export(tmp_path / "record", tmp_path / "chat.jsonl")
+
+
+def test_messages_of_every_kind_of_request() -> None:
+    assert messages_of({"body": '{"prompt": "hi"}'}) == [{"role": "user", "content": "hi"}]
+    assert messages_of({"body": '{"prompt": [1, 2]}', "prompt_text": "ho"}) == [{"role": "user", "content": "ho"}]
+    assert messages_of({"body": "no json", "prompt_text": None}) is None
+
+
+def test_feedback_from_files_into_a_record(url: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("request_id,label,value\nclient-2,bad,\nchatcmpl-22,,0.75\nnot-there,good,\n")
+    given = read(file)
+    assert enter(str(url), given) == (3, ["not-there"])
+    assert enter(str(url), given) == (0, ["not-there"])  # again: nothing new
+    views = {view["exchange_id"]: view["feedback"] for view in scan(url)}
+    assert [one["label"] for one in views["ex-2"]] == ["bad"]
+    assert [one["value"] for one in views["ex-22"]] == [0.75]
+    assert pending(str(url)) == ["nobody", "not-there"]
+    keeper = open_keeper(url / "replica-1")  # the replica that had been down comes back: its exchange is there now
+    keeper.append(accepted(99, client_request_id="not-there"))
+    keeper.close()
+    assert pending(str(url)) == ["nobody"]
+
+
+def test_the_feedback_command(url: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"request_id": "ex-4", "label": "good", "at_unix_s": 7}\n\n{"request_id": "who", "value": 1}\n')
+    run = CliRunner().invoke
+    done = run(cli, ["feedback", str(file), "--to", str(url)])
+    assert "2 read, 2 new, 1 for ids not known yet\nnot known yet: who" in done.output
+    assert run(cli, ["feedback", "--pending", "--to", str(url)]).output.split() == ["nobody", "who"]
+    assert run(cli, ["feedback", "--to", str(url)]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: not a JSON object"),
+        ('{"label": "x"}', "line 2: request_id: must be text"),
+        ('{"request_id": "x"}', "line 2: label or value"),
+        ('{"request_id": "x", "value": "much"}', "line 2: value: 'much' must be a finite number"),
+        ('{"request_id": "x", "score": 1}', "line 2: 'score' is not a field of feedback"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_given(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "f.jsonl").write_text('{"request_id": "x", "label": "y"}\n' + line)
+    with pytest.raises(RecordError, match=says):
+        read(tmp_path / "f.jsonl")
