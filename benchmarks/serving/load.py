@@ -24,6 +24,7 @@ import aiohttp
 from benchmarks.common import percentiles
 
 TIMEOUT_S = 300.0
+HEADERS: dict[str, str] = {}
 QUANTILES = (50, 95, 99)
 
 
@@ -126,7 +127,7 @@ async def send_at(session: aiohttp.ClientSession, url: str, body: bytes, at_s: f
     status, stamps, text, done = 0, [], [], False
     error = ""
     try:
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **HEADERS}
         async with session.post(f"{url}/v1/completions", data=body, headers=headers) as response:
             status = response.status
             async for line in response.content:

@@ -97,21 +97,26 @@ def marked_processes(mark: str) -> list[str]:
     return found
 
 
-def spawn(command: list[str], log: Path, mark: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {MARK: mark, "VLLM_LOGGING_LEVEL": "WARNING"}
+def spawn(
+    command: list[str], log: Path, mark: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    settings = {**os.environ, MARK: mark, "VLLM_LOGGING_LEVEL": "WARNING", **(environment or {})}
     with log.open("wb") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=settings, start_new_session=True)
 
 
 @contextlib.contextmanager
 def running(
-    config: Mapping[str, Any], folder: Path, command: Callable[[Path, int], list[str]] | None = None
+    config: Mapping[str, Any],
+    folder: Path,
+    command: Callable[[Path, int], list[str]] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """A server for the time of the block. Whatever is left of it afterwards is killed, and is a failure."""
     port, mark = free_port(), uuid.uuid4().hex
     path, log = folder / "config.yaml", folder / "server.log"
     path.write_text(yaml.safe_dump(dict(config)))
-    process = spawn((command or serve_command)(path, port), log, mark)
+    process = spawn((command or serve_command)(path, port), log, mark, environment)
     server = Running(f"http://127.0.0.1:{port}", port, process, mark, log)
     try:
         wait_for(lambda: process.poll() is not None or answers(server), START_TIMEOUT_S)

@@ -1,0 +1,75 @@
+"""A server with faults that can be switched, and what one says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.serving.chaos.audience import Audience, seated
+from tests.serving.process import Running, running, wait_for
+
+INJECTED = Path(__file__).parent / "injected"
+SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
+LIMITS = {"deadline_s": 3.0, "breaker_faults": 3, "breaker_cooldown_s": 1.0, "max_pending": 64}
+
+
+@dataclass
+class Drill:
+    """One server, its audience, and the switch."""
+
+    server: Running
+    audience: Audience
+    switch: Path
+
+    @contextlib.contextmanager
+    def fault(self, name: str, target: str = "") -> Iterator[None]:
+        """On for the time of the block. Answers before, during and after it are all checked."""
+        self.audience.go_on(self.audience.mark(), 2)
+        during = self.audience.mark()
+        self.turn(f"{name} {target}")
+        try:
+            yield
+            self.audience.go_on(during)
+        finally:
+            self.turn("")
+        self.audience.go_on(self.audience.mark(), 2)
+
+    def turn(self, text: str) -> None:
+        """Whole or not at all: it is read all the time."""
+        aside = self.switch.with_suffix(".new")
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(self.switch)
+
+    def challenger(self, name: str) -> dict[str, Any]:
+        """What status says of it."""
+        found = [each for each in self.server.status()["challengers"] if each["name"] == name]
+        assert len(found) == 1
+        return found[0]
+
+    def count(self, name: str, state: str, reason: str | None = None) -> int:
+        """How many exchanges ended so."""
+        counted = self.challenger(name)["counts"][state]
+        return int(counted if reason is None else counted.get(reason, 0))
+
+    def until_more(self, name: str, state: str, reason: str | None = None, timeout_s: float = 40.0) -> None:
+        """Wait for another exchange that ends so."""
+        before = self.count(name, state, reason)
+        try:
+            wait_for(lambda: self.count(name, state, reason) > before, timeout_s)
+        except AssertionError:
+            raise AssertionError(f"no {state} {reason or ''}: {self.challenger(name)}") from None
+
+
+@contextlib.contextmanager
+def drill(config: Mapping[str, Any], folder: Path) -> Iterator[Drill]:
+    """A server whose processes have the injected sitecustomize, with an audience."""
+    switch = folder / "fault"
+    switch.write_text("", encoding="utf-8")
+    python_path = os.pathsep.join([str(INJECTED), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"UNDERSTUDY_CHAOS": str(switch), "PYTHONPATH": python_path}
+    with running(config, folder, environment=environment) as server, seated(server) as audience:
+        yield Drill(server, audience, switch)

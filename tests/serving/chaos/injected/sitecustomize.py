@@ -1,0 +1,183 @@
+"""Faults for a running server, switched on and off by a file. Python imports this where its folder is on PYTHONPATH.
+
+``UNDERSTUDY_CHAOS`` names the file; it holds the name of the fault that is on, or nothing. What a fault replaces is
+replaced when its module is imported, in whichever process that is, and asks the file each time it is called. Only the
+challengers are touched (cores and engines that are not called ``champ``), the comparators, the record and the metrics.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.abc
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+SWITCH = os.environ.get("UNDERSTUDY_CHAOS", "")
+CHAMPION = "champ"
+
+
+class Injected(RuntimeError):
+    """What a broken part raises here."""
+
+
+def fault() -> tuple[str, str]:
+    """The fault that is on, and which challenger it hits ("" hits every one)."""
+    try:
+        with open(SWITCH, encoding="utf-8") as file:  # noqa: PTH123  # sitecustomize runs before anything else
+            name, _, target = file.read().strip().partition(" ")
+            return name, target
+    except OSError:
+        return "", ""
+
+
+def is_on(name: str, who: str = "") -> bool:
+    """Whether this fault is on, for this challenger."""
+    on, target = fault()
+    return on == name and (not target or not who or target == who)
+
+
+def wait_while(name: str, who: str) -> None:
+    """A call that does not return before the fault is switched off."""
+    while is_on(name, who):
+        time.sleep(0.05)
+
+
+# engine processes
+
+
+def patch_core(module: Any) -> None:
+    """A challenger's step."""
+    import torch
+
+    step, build = module.Core.step, module.Core.__init__
+
+    def broken_step(self: Any, max_tokens: int | None) -> int:
+        if self.name == CHAMPION:
+            return int(step(self, max_tokens))
+        if is_on("step_raises", self.name):
+            raise Injected("a step that raises")
+        if is_on("step_out_of_memory", self.name):
+            raise torch.OutOfMemoryError("injected: no memory in a step")
+        if is_on("step_allocates", self.name):
+            torch.empty(2**36, dtype=torch.uint8).fill_(1)
+        wait_while("step_hangs", self.name)
+        started = time.monotonic()
+        tokens = step(self, max_tokens)
+        if is_on("step_slow", self.name):
+            time.sleep(99 * (time.monotonic() - started))
+        return int(tokens)
+
+    def built(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        if self.name != CHAMPION:
+            break_runner(self)
+
+    module.Core.step, module.Core.__init__ = broken_step, built
+
+
+def break_runner(core: Any) -> None:
+    """Its logits, and what it does for a score."""
+    runner, name = core.runner, core.name
+    logits, prompt_logprobs = runner.model.compute_logits, runner._get_prompt_logprobs_dict
+
+    def broken_logits(*args: Any, **kwargs: Any) -> Any:
+        made = logits(*args, **kwargs)
+        return made.fill_(float("nan")) if is_on("logits_nan", name) else made
+
+    def broken_scores(*args: Any, **kwargs: Any) -> Any:
+        made = prompt_logprobs(*args, **kwargs)
+        if made and is_on("score_raises", name):
+            raise Injected("a score that raises")
+        return made
+
+    runner.model.compute_logits, runner._get_prompt_logprobs_dict = broken_logits, broken_scores
+
+
+# the API process
+
+
+def patch_engine(module: Any) -> None:
+    """Tokenising for a challenger that renders the messages itself."""
+    render = module.VllmEngine._render
+
+    def broken_render(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_on("tokenizer_raises", self.name):
+            raise Injected("a tokenizer that raises")
+        return render(self, *args, **kwargs)
+
+    module.VllmEngine._render = broken_render
+
+
+def patch_comparator(module: Any) -> None:
+    """One comparator of several."""
+    compare = module.compare
+
+    def broken_compare(*args: Any, **kwargs: Any) -> Any:
+        if is_on("comparator_raises"):
+            raise Injected("a comparator that raises")
+        return compare(*args, **kwargs)
+
+    module.compare = broken_compare
+
+
+def patch_codec(module: Any) -> None:
+    """Turning an event into a line."""
+    append_json = module.append_json
+
+    def broken_append(*args: Any, **kwargs: Any) -> Any:
+        if is_on("record_raises"):
+            raise Injected("a record writer that raises")
+        return append_json(*args, **kwargs)
+
+    module.append_json = broken_append
+
+
+def patch_log(module: Any) -> None:
+    """Writing lines: what the kernel would say of a full or read-only disk."""
+    write = module.SegmentLog._write
+
+    def broken_write(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name, number in (("disk_full", errno.ENOSPC), ("disk_read_only", errno.EROFS)):
+            if is_on(name):
+                raise OSError(number, os.strerror(number))
+        write(self, *args, **kwargs)
+
+    module.SegmentLog._write = broken_write
+
+
+PATCHES: dict[str, Callable[[Any], None]] = {
+    "understudy.engines.core": patch_core,
+    "understudy.engines.vllm_engine": patch_engine,
+    "understudy.compare.agreement": patch_comparator,
+    "understudy.record.writer": patch_codec,
+    "understudy.record.log": patch_log,
+}
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds nothing itself: where the others find a module of the table, its patch runs after it was executed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """As importlib asks."""
+        if name not in PATCHES:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)  # type: ignore[attr-defined]
+            if spec is not None and spec.loader is not None:
+                execute = spec.loader.exec_module
+
+                def execute_and_patch(module: Any, execute: Any = execute) -> None:
+                    execute(module)
+                    PATCHES[name](module)
+
+                spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
+                return spec
+        return None
+
+
+if SWITCH:
+    sys.meta_path.insert(0, Finder())
