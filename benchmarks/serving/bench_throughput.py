@@ -2,10 +2,14 @@
 
     python -m benchmarks.serving.bench_throughput [--sizes tiny base] [--concurrency 1 8 32 128] [--quick]
 
-Both servers are up all the time, in turn one of them is loaded and the other idles. Arms: vLLM's own server, ours, and
-vLLM's own server again (A/A: the same process, so its ratio is the noise of the machine). The order of the arms turns
-round from block to block. ``vllm`` keeps its own thread binding; access logs are off in both.
-Ours has a challenger loaded and the shadow paused, which is what an operator's "off" is.
+Both servers are up all the time, in turn one of them is loaded and the other idles. Arms:
+
+    vllm          vLLM's own server, with its own thread binding; access logs are off in both
+    off           ours with a challenger loaded; no request is sampled (each opts out, as with shadow.sample 0)
+    paused        the same with sampling on and the kill switch pulled: each exchange is recorded, and shed
+    vllm again    the same process as vllm: its ratio is the noise of the machine (A/A)
+
+The order of the arms turns round from block to block.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ import httpx
 
 from benchmarks.common import finish, machine, parser, ratio
 from benchmarks.serving import servers
-from benchmarks.serving.load import Seen, closed_loop, completion, latencies, prompts, summary
+from benchmarks.serving.load import NO_HEADERS, Seen, closed_loop, completion, latencies, prompts, summary
 from benchmarks.serving.models import make
 
 GOAL, STRETCH = 0.98, 0.995
-ARMS = ("vllm", "understudy", "vllm again")
+ARMS = ("vllm", "off", "paused", "vllm again")
+HEADERS = {"off": {"x-understudy-shadow": "off"}}
 ENGINE_ARGS = {"max_model_len": 1024, "kv_cache_memory_bytes": 512 * 2**20, "max_num_seqs": 128}
 NUM_WORDS, NUM_TOKENS = 32, 32
 SECONDS_OF_A_BLOCK = {"tiny": 2.5, "base": 5.0}
@@ -48,7 +53,8 @@ def main() -> None:
         "benchmark": "throughput",
         "regime": {
             "prompt_words": NUM_WORDS, "generated_tokens": NUM_TOKENS, "blocks": given.blocks, "loop": "closed",
-            "endpoint": "/v1/completions, streaming", "shadow": "paused, one challenger loaded", "placement": "shared",
+            "endpoint": "/v1/completions, streaming", "shadow": "off or paused, one challenger loaded",
+            "placement": "shared",
         },
         "machine": machine(),
         "goal": GOAL,
@@ -73,7 +79,7 @@ def measure(size: str, model: str, concurrencies: Sequence[int], num_blocks: int
         ours = stack.enter_context(servers.understudy(config, folder))
         httpx.post(f"{ours}/shadow/pause", timeout=60).raise_for_status()
         theirs = stack.enter_context(servers.vllm(model, ENGINE_ARGS, folder))
-        urls = {"vllm": theirs, "understudy": ours, "vllm again": theirs}
+        urls = {"vllm": theirs, "off": ours, "paused": ours, "vllm again": theirs}
         return {
             str(concurrency): asyncio.run(compare(size, urls, concurrency, num_blocks)) for concurrency in concurrencies
         }
@@ -83,10 +89,11 @@ async def compare(size: str, urls: dict[str, str], concurrency: int, num_blocks:
     """Blocks of one concurrency, the arms in turn; the first block of each warms up and is not counted."""
     blocks: dict[str, list[list[Seen]]] = {arm: [] for arm in ARMS}
     num_requests = max(2 * concurrency, 4)
-    for block, seed in zip(range(num_blocks + 1), count(100 * concurrency), strict=False):
+    seeds = count(1000 * concurrency)  # no block has prompts that another had before: the prefix cache helps nobody
+    for block in range(num_blocks + 1):
         for arm in ARMS if block % 2 else ARMS[::-1]:
-            bodies = (completion(prompt, NUM_TOKENS) for prompt in prompts(NUM_WORDS, seed))
-            seen = await closed_loop(urls[arm], bodies, num_requests, concurrency)
+            bodies = (completion(prompt, NUM_TOKENS) for prompt in prompts(NUM_WORDS, next(seeds)))
+            seen = await closed_loop(urls[arm], bodies, num_requests, concurrency, HEADERS.get(arm, NO_HEADERS))
             if block:
                 blocks[arm].append(seen)
         if not block:  # as many requests as fill the block
@@ -94,8 +101,7 @@ async def compare(size: str, urls: dict[str, str], concurrency: int, num_blocks:
     result = {
         "requests_in_a_block": num_requests,
         "arms": {arm: row_of([summary(seen) for seen in blocks[arm]]) for arm in ARMS},
-        "understudy / vllm": ratios(blocks["understudy"], blocks["vllm"]),
-        "vllm again / vllm": ratios(blocks["vllm again"], blocks["vllm"]),
+        "ratios": {f"{arm} / vllm": ratios(blocks[arm], blocks["vllm"]) for arm in ARMS if arm != "vllm"},
     }
     show(size, concurrency, result)
     return result
@@ -141,10 +147,8 @@ def show(size: str, concurrency: int, result: dict[str, Any]) -> None:
             f"   failed {row['failed']}",
             flush=True,
         )
-    for name in ("understudy / vllm", "vllm again / vllm"):
-        shown = "   ".join(
-            f"{key} {r['median']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for key, r in result[name].items()
-        )
+    for name, found in result["ratios"].items():
+        shown = "   ".join(f"{key} {r['median']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for key, r in found.items())
         print(f"  {name:<20}{shown}", flush=True)
 
 

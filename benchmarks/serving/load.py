@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,7 @@ import aiohttp
 from benchmarks.common import percentiles
 
 TIMEOUT_S = 300.0
-HEADERS: dict[str, str] = {}
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 QUANTILES = (50, 95, 99)
 
 
@@ -102,12 +103,18 @@ async def open_loop(url: str, bodies: Iterator[bytes], at_s: Sequence[float]) ->
         return await asyncio.gather(*(send_at(session, url, next(bodies), start_s + each) for each in at_s))
 
 
-async def closed_loop(url: str, bodies: Iterator[bytes], num_requests: int, concurrency: int) -> list[Seen]:
+async def closed_loop(
+    url: str,
+    bodies: Iterator[bytes],
+    num_requests: int,
+    concurrency: int,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> list[Seen]:
     """``concurrency`` clients, each sends its next request when it has its answer."""
     left = iter(range(num_requests))
 
     async def one_client(session: aiohttp.ClientSession) -> list[Seen]:
-        return [await send_at(session, url, next(bodies), time.monotonic()) for _ in left]
+        return [await send_at(session, url, next(bodies), time.monotonic(), headers) for _ in left]
 
     async with client() as session:
         by_client = await asyncio.gather(*(one_client(session) for _ in range(concurrency)))
@@ -121,13 +128,15 @@ def client() -> aiohttp.ClientSession:
     )
 
 
-async def send_at(session: aiohttp.ClientSession, url: str, body: bytes, at_s: float) -> Seen:
+async def send_at(
+    session: aiohttp.ClientSession, url: str, body: bytes, at_s: float, more_headers: Mapping[str, str] = NO_HEADERS
+) -> Seen:
     """Send it at ``at_s`` and read the stream to its end. Errors become part of what was seen."""
     await asyncio.sleep(max(0.0, at_s - time.monotonic()))
     status, stamps, text, done = 0, [], [], False
     error = ""
     try:
-        headers = {"content-type": "application/json", **HEADERS}
+        headers = {"content-type": "application/json", **more_headers}
         async with session.post(f"{url}/v1/completions", data=body, headers=headers) as response:
             status = response.status
             async for line in response.content:

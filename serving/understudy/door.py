@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import shutil
 import socket
 import tempfile
@@ -30,6 +31,8 @@ from understudy.errors import ConfigError
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
+MAX_FILES = 65_535
+"""As vLLM's own server: a connection for each request that waits."""
 DRAIN_S = 50.0
 """Open answers get this long to end when the server is stopped; less than Ray Serve's graceful_shutdown_timeout_s."""
 KEEP_ALIVE_S = 5
@@ -106,7 +109,13 @@ class Guest:
 
     @classmethod
     async def enter(cls, path: str) -> Self:
-        """Take the socket. Raises OSError where the launcher is gone."""
+        """Take the socket, and allow this process as many connections as vLLM's own server has.
+
+        Raises:
+            OSError: the launcher is gone.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
         return cls(await asyncio.to_thread(take_socket, path))
 
     def serve(self, app: Any) -> None:

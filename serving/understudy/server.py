@@ -121,7 +121,11 @@ class Server:
             "phase": self._lane.phase().value,
             "reason": self._why_off(),
             "placement": self._config.placement,
-            "champion": describe(self._config.champion) | {"ready": not self._engines.champion_dead.is_set()},
+            "champion": describe(self._config.champion)
+            | {
+                "ready": not self._engines.champion_dead.is_set(),
+                "steps": asdict(self._engines.processes[0].steps(self._config.champion.name)),
+            },
             "challengers": [
                 self._challenger(model)
                 | {"busy_s": busy_s[model.name], "counts": counts[model.name], "verdict": verdicts[model.name]}

@@ -1,0 +1,238 @@
+"""Does the champion feel its shadow? Open-loop load at parts of its capacity, the shadow off, on, and naive, in turn.
+
+    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 20] [--quick]
+
+One server of the shared placement for each size, all arms on it: ``off`` (paused), ``on``, ``off again`` (A/A: its
+ratio is the noise of the machine) and ``naive``: a driver that steps both engines in turn (benchmarks/serving/naive).
+Requests arrive as a Poisson process, in every arm of a round at the same moments; times count from when a request
+should have been sent (load.py). The challenger is another checkpoint of the same size; it scores and generates.
+
+Ratios are of quantiles over all rounds, with 95% intervals from resampling rounds and requests within them. The share
+of idle time is what the challenger worked, of what the champion left. Capacity is measured first, with the shadow off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.common import finish, machine, parser, percentiles
+from benchmarks.serving import servers
+from benchmarks.serving.load import QUANTILES, Seen, closed_loop, completion, latencies, open_loop, poisson, prompts
+from benchmarks.serving.load import summary as summary_of
+from benchmarks.serving.models import make
+
+ARMS = ("off", "on", "off again", "naive")
+NUM_WORDS, NUM_TOKENS = 32, 32
+NUM_ROUNDS = 4
+KV_BYTES = {"tiny": 256 * 2**20, "base": 1024 * 2**20}
+NUM_RESAMPLES = 400
+CAPACITY_CONCURRENCY = 32
+CAPACITY_REQUESTS = {"tiny": 600, "base": 96}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One arm for some seconds."""
+
+    seconds: float
+    seen: list[Seen]
+    compared: int
+    challenger_busy_s: float
+    champion_busy_s: float
+    longest_slice_ms: float
+
+
+@dataclass
+class Bench:
+    """A server under test, and its switches."""
+
+    url: str
+    naive: Path
+    seeds: Iterator[int]
+
+    def bodies(self) -> Iterator[bytes]:
+        """Prompts that no arm has had before, so that none is helped by the prefix cache."""
+        return (completion(prompt, NUM_TOKENS) for prompt in prompts(NUM_WORDS, next(self.seeds)))
+
+    def status(self) -> dict[str, Any]:
+        """The shadow's."""
+        found: dict[str, Any] = httpx.get(f"{self.url}/shadow/status", timeout=120).raise_for_status().json()
+        return found
+
+    def set_arm(self, arm: str) -> None:
+        """Everything of the arm before is gone when this returns: pausing sheds what waits and aborts what runs."""
+        httpx.post(f"{self.url}/shadow/pause", timeout=60).raise_for_status()
+        self.naive.unlink(missing_ok=True)
+        while self.status()["counts"]["pending"]:
+            time.sleep(0.05)
+        if arm == "naive":
+            self.naive.touch()
+        if arm in ("on", "naive"):
+            httpx.post(f"{self.url}/shadow/resume", timeout=60).raise_for_status()
+        time.sleep(0.2)
+
+    def block(self, arm: str, at_s: Sequence[float]) -> Block:
+        """Run one arm."""
+        self.set_arm(arm)
+        before, started_s = self.status(), time.monotonic()
+        seen = asyncio.run(open_loop(self.url, self.bodies(), at_s))
+        after, seconds = self.status(), time.monotonic() - started_s
+        mine = after["challengers"][0]["steps"]
+        return Block(
+            seconds=seconds,
+            seen=seen,
+            compared=after["counts"]["compared"] - before["counts"]["compared"],
+            challenger_busy_s=mine["busy_s"] - before["challengers"][0]["steps"]["busy_s"],
+            champion_busy_s=after["champion"]["steps"]["busy_s"] - before["champion"]["steps"]["busy_s"],
+            longest_slice_ms=mine["longest_ms"],
+        )
+
+    def capacity(self, size: str) -> float:
+        """Requests per second of the champion alone, as many at a time as it likes; the second of two runs."""
+        self.set_arm("off")
+        for _ in range(2):
+            seen = asyncio.run(closed_loop(self.url, self.bodies(), CAPACITY_REQUESTS[size], CAPACITY_CONCURRENCY))
+        return float(summary_of(seen)["requests_per_s"])
+
+
+def main() -> None:
+    """Every size and load; prints a table each; ends in one JSON line."""
+    options = parser(__doc__)
+    options.add_argument("--sizes", nargs="+", default=["tiny", "base"])
+    options.add_argument("--loads", nargs="+", type=float, default=[0.3, 0.6, 0.9])
+    options.add_argument("--seconds", type=float, default=18.0, help="of each arm at each load")
+    options.add_argument("--models", type=Path, default=Path("~/.cache/understudy/bench"))
+    options.add_argument("--quick", action="store_true", help="the tiny model for a moment, to see that it works")
+    given = options.parse_args()
+    if given.quick:
+        given.sizes, given.loads, given.seconds = ["tiny"], [0.5], 8.0
+    results: dict[str, Any] = {
+        "benchmark": "isolation",
+        "regime": {
+            "prompt_words": NUM_WORDS, "generated_tokens": NUM_TOKENS, "seconds": given.seconds, "rounds": NUM_ROUNDS,
+            "loop": "open, Poisson", "endpoint": "/v1/completions, streaming", "placement": "shared",
+            "shadow": "every exchange, scored and generated",
+        },
+        "machine": machine(),
+        "goal": {"p50": 1.01, "p99": 1.10},
+        "sizes": {},
+    }  # fmt: skip
+    for size in given.sizes:
+        models = [make(given.models.expanduser(), size, seed) for seed in (7, 8)]
+        results["sizes"][size] = measure(size, models, given.loads, given.seconds)
+    finish(results, given.out)
+
+
+def measure(size: str, models: Sequence[str], loads: Sequence[float], seconds: float) -> dict[str, Any]:
+    """All loads of one size, on one server."""
+    with tempfile.TemporaryDirectory(prefix="bench-isolation-") as name:
+        folder = Path(name)
+        args = {"max_model_len": 1024, "kv_cache_memory_bytes": KV_BYTES[size]}
+        config = {
+            "champion": {"model": models[0], "name": "champ", "engine_args": args},
+            "challenger": {"model": models[1], "name": "challenger", "engine_args": args},
+            "record": {"url": str(folder / "record")},
+        }
+        naive = Path(__file__).parent / "naive"
+        python_path = os.pathsep.join([str(naive), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {"PYTHONPATH": python_path, "UNDERSTUDY_NAIVE": str(folder / "naive")}
+        with servers.understudy(config, folder, environment=environment) as url:
+            bench = Bench(url, folder / "naive", count(1000))
+            capacity = bench.capacity(size)
+            print(f"\n{size}: the champion's capacity is {capacity:.1f} requests/s", flush=True)
+            found = {f"{load:g}": one_load(size, bench, load, load * capacity, seconds) for load in loads}
+    return {"capacity_requests_per_s": capacity, "loads": found}
+
+
+def one_load(size: str, bench: Bench, load: float, rate_per_s: float, seconds: float) -> dict[str, Any]:
+    """All arms in rounds; the order turns from round to round."""
+    blocks: dict[str, list[Block]] = {arm: [] for arm in ARMS}
+    for number in range(NUM_ROUNDS):
+        at_s = poisson(rate_per_s, seconds / NUM_ROUNDS, seed=number + int(100 * load))
+        for arm in (*ARMS[number:], *ARMS[:number]):
+            blocks[arm].append(bench.block(arm, at_s))
+    result: dict[str, Any] = {
+        "requests_per_s": rate_per_s,
+        "arms": {arm: row_of(blocks[arm]) for arm in ARMS},
+        "ratios": {f"{arm} / off": ratios(blocks[arm], blocks["off"]) for arm in ARMS if arm != "off"},
+    }
+    show(size, load, result)
+    return result
+
+
+def row_of(blocks: Sequence[Block]) -> dict[str, Any]:
+    """One arm."""
+    seconds = sum(block.seconds for block in blocks)
+    busy = sum(block.champion_busy_s for block in blocks)
+    worked = sum(block.challenger_busy_s for block in blocks)
+    seen = [each for block in blocks for each in block.seen]
+    return {
+        "requests": len(seen),
+        "failed": sum(not each.ok for each in seen),
+        **{name: percentiles(values, QUANTILES) for name, values in latencies(seen).items() if values},
+        "champion_busy_fraction": busy / seconds,
+        "share_of_idle_time": worked / max(1e-9, seconds - busy),
+        "compared_per_s": sum(block.compared for block in blocks) / seconds,
+        "longest_slice_ms": max(block.longest_slice_ms for block in blocks),
+    }
+
+
+def ratios(arm: Sequence[Block], base: Sequence[Block]) -> dict[str, dict[str, float]]:
+    """Of each quantile of each latency: the ratio, and its interval."""
+    mine = [latencies(block.seen) for block in arm]
+    theirs = [latencies(block.seen) for block in base]
+    return {
+        f"{name} p{at}": quantile_ratio([each[name] for each in mine], [each[name] for each in theirs], at)
+        for name in ("ttft_ms", "itl_ms", "end_to_end_ms")
+        for at in QUANTILES
+    }
+
+
+def quantile_ratio(arm: Sequence[list[float]], base: Sequence[list[float]], at: int) -> dict[str, float]:
+    """Ratio of a quantile of all rounds; the interval resamples rounds (as pairs) and values within each."""
+    chance = random.Random(at)
+
+    def quantile(rounds: Sequence[Sequence[float]]) -> float:
+        return percentiles([value for values in rounds for value in values], (at,))[f"p{at}"]
+
+    drawn = []
+    for _ in range(NUM_RESAMPLES):
+        pairs = chance.choices(list(zip(arm, base, strict=True)), k=len(arm))
+        mine = quantile([chance.choices(a, k=min(len(a), 2000)) for a, _ in pairs if a])
+        drawn.append(mine / quantile([chance.choices(b, k=min(len(b), 2000)) for _, b in pairs if b]))
+    low, high = statistics.quantiles(drawn, n=40)[0], statistics.quantiles(drawn, n=40)[-1]
+    return {"ratio": quantile(arm) / quantile(base), "low": low, "high": high}
+
+
+def show(size: str, load: float, result: Mapping[str, Any]) -> None:
+    """The rows of one load."""
+    print(f"\n{size} at {load:.0%} of capacity ({result['requests_per_s']:.1f} requests/s)", flush=True)
+    for arm, row in result["arms"].items():
+        quantiles = "   ".join(
+            f"{label} {'/'.join(f'{value:.1f}' for value in row[name].values())}"
+            for label, name in (("TTFT", "ttft_ms"), ("ITL", "itl_ms"), ("end-to-end", "end_to_end_ms"))
+        )
+        print(
+            f"  {arm:<10}{row['requests']:5d} requests   {quantiles} ms (p50/p95/p99)   idle time used "
+            f"{row['share_of_idle_time']:.0%}   {row['compared_per_s']:.1f} compared/s   failed {row['failed']}",
+            flush=True,
+        )
+    for name, found in result["ratios"].items():
+        shown = "   ".join(f"{key} {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for key, r in found.items())
+        print(f"  {name:<16}{shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
