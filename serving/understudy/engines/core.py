@@ -28,6 +28,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker import workspace
 
+from understudy.engines import seeds
 from understudy.engines.footprint import allocator, footprint
 
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0  # of CUDA streams: lower is more urgent
@@ -150,6 +151,7 @@ class Core:
         self.engine = Engine(plan, config, wake)
         self._num_scheduled = 0
         self._count_tokens()
+        seeds.install(self.runner)
         self.leave()
 
     def has_mail(self) -> bool:
