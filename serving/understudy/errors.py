@@ -5,6 +5,8 @@ UnderstudyError
 ├── EngineError          an engine could not do what was asked
 │   ├── EngineStartError     it did not come up
 │   ├── EngineDead           its process or core is gone
+│   ├── OutOfMemory          it gave this request up for lack of memory, and goes on
+│   ├── NotFinite            what it computed is no number
 │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
 ├── DeadlineExceeded     the shadow work did not end in time
 ├── MeterError           a device cannot be measured
@@ -39,6 +41,18 @@ class EngineDead(EngineError):
     """The engine's process or core is gone."""
 
     reason = "engine_dead"
+
+
+class OutOfMemory(EngineError):
+    """The engine gave this request up for lack of memory, and goes on."""
+
+    reason = "out_of_memory"
+
+
+class NotFinite(EngineError):
+    """A log-probability of the engine is no number: its weights or its kernels are broken."""
+
+    reason = "not_finite"
 
 
 class Unsupported(EngineError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -35,7 +36,7 @@ from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
-from understudy.errors import EngineDead, EngineError, Unsupported
+from understudy.errors import EngineDead, EngineError, NotFinite, OutOfMemory, Unsupported
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
@@ -215,6 +216,8 @@ class VllmEngine:
         assert final.prompt_logprobs is not None
         rows = final.prompt_logprobs[len(prompt) :]
         entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
+        if any(math.isnan(entry.logprob) for entry in entries):  # -inf is a number: a token that it rules out
+            raise NotFinite(f"{self.name} gave a log-probability that is no number")
         return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
 
     async def _run(
@@ -230,6 +233,8 @@ class VllmEngine:
         if final is None or not final.finished:
             raise EngineError(f"{self.name} ended without an answer")
         bad = next((output for output in final.outputs if output.finish_reason in ("error", "abort")), None)
+        if bad is not None and bad.stop_reason == OutOfMemory.reason:  # core.Core.recover
+            raise OutOfMemory(f"{self.name} had no memory for this request")
         if bad is not None:
             raise EngineError(f"{self.name} ended with finish_reason {bad.finish_reason!r}")
         return final

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from tests.serving.chaos.drill import LIMITS, SMALL, Drill, drill
 from tests.serving.models import make
@@ -52,7 +53,7 @@ def test_a_comparator_that_raises(here: Drill) -> None:
 
 def test_a_step_without_memory(here: Drill) -> None:
     with here.fault("step_out_of_memory", "rival"):
-        here.until_more("rival", "failed")
+        here.until_more("rival", "failed", "out_of_memory")
         here.until_more("rival", "shed", "breaker_open")
     here.until_more("rival", "compared")
 
@@ -67,6 +68,18 @@ def test_logits_that_are_no_numbers(here: Drill) -> None:
     with here.fault("logits_nan", "rival"):
         here.until_more("rival", "failed", "not_finite")
     here.until_more("rival", "compared")
+
+
+def test_metrics_that_raise(here: Drill) -> None:
+    def scrape() -> int:
+        return httpx.get(f"{here.server.url}/metrics", timeout=30).status_code
+
+    assert scrape() == 200
+    with here.fault("metrics_raise"):
+        wait_for(lambda: here.server.status()["lane"]["swallowed"].get("metrics"))
+        assert scrape() == 500
+        here.until_more("rival", "compared")
+    assert scrape() == 200
 
 
 @pytest.mark.parametrize("fault", ["disk_full", "disk_read_only"])

@@ -148,12 +148,38 @@ def patch_log(module: Any) -> None:
     module.SegmentLog._write = broken_write
 
 
+def patch_publish(module: Any) -> None:
+    """What the metrics hear of an exchange."""
+    observe = module.ExchangeMetrics._observe
+
+    def broken_observe(*args: Any, **kwargs: Any) -> None:
+        if is_on("metrics_raise"):
+            raise Injected("metrics that raise")
+        observe(*args, **kwargs)
+
+    module.ExchangeMetrics._observe = broken_observe
+
+
+def patch_exposition(module: Any) -> None:
+    """What is shown to a scraper."""
+    collect = module.Exposition.collect
+
+    def broken_collect(self: Any) -> Any:
+        if is_on("metrics_raise"):
+            raise Injected("an exporter that raises")
+        return collect(self)
+
+    module.Exposition.collect = broken_collect
+
+
 PATCHES: dict[str, Callable[[Any], None]] = {
     "understudy.engines.core": patch_core,
     "understudy.engines.vllm_engine": patch_engine,
     "understudy.compare.agreement": patch_comparator,
     "understudy.record.writer": patch_codec,
     "understudy.record.log": patch_log,
+    "understudy.meter.publish": patch_publish,
+    "understudy.meter.exposition": patch_exposition,
 }
 
 
