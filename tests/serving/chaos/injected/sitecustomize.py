@@ -123,16 +123,16 @@ def patch_comparator(module: Any) -> None:
     module.compare = broken_compare
 
 
-def patch_codec(module: Any) -> None:
+def patch_scribe(module: Any) -> None:
     """Turning an event into a line."""
-    append_json = module.append_json
+    append = module.Scribe.append
 
     def broken_append(*args: Any, **kwargs: Any) -> Any:
         if is_on("record_raises"):
             raise Injected("a record writer that raises")
-        return append_json(*args, **kwargs)
+        return append(*args, **kwargs)
 
-    module.append_json = broken_append
+    module.Scribe.append = broken_append
 
 
 def patch_log(module: Any) -> None:
@@ -176,7 +176,7 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "understudy.engines.core": patch_core,
     "understudy.engines.vllm_engine": patch_engine,
     "understudy.compare.agreement": patch_comparator,
-    "understudy.record.writer": patch_codec,
+    "understudy.record.scribe": patch_scribe,
     "understudy.record.log": patch_log,
     "understudy.meter.publish": patch_publish,
     "understudy.meter.exposition": patch_exposition,
