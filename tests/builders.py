@@ -272,10 +272,13 @@ async def running(
     ear: Ear | None = None,
     champion_load: Callable[[], int] = lambda: 0,
     over_cap: Callable[[], tuple[str, str] | None] = lambda: None,
+    floor: Engine | None = None,
 ) -> AsyncIterator[Stage]:
     """A lane for the time of the block; the equation holds at its end."""
     clock, ear = Clock(), ear or Ear()
-    lane = Lane(engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens, over_cap=over_cap)
+    lane = Lane(
+        engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens, over_cap=over_cap, floor=floor
+    )
     stage = Stage(lane, ear, clock)
     lane.start()
     try:

@@ -73,6 +73,11 @@ class ShadowSpec:
     sample: float = option(1.0, "a fraction from 0 to 1", lambda value: 0.0 <= value <= 1.0)
     score: bool = True
     generate: bool = True
+    noise_floor: float = option(
+        0.0,
+        "a fraction from 0 to 1: of the sampled exchanges, those that the champion answers again",
+        lambda value: 0.0 <= value <= 1.0,
+    )
     max_step_ms: float = _positive(10.0, "milliseconds above 0: what the champion may have to wait for a challenger")
     min_device_share: float = option(
         0.01,
@@ -175,6 +180,9 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if config.shadow.limits.max_usd_per_hour is not None and config.prices == Prices():
         said = config.shadow.limits.max_usd_per_hour
         raise ConfigError(f"shadow.limits.max_usd_per_hour: {said} needs prices.usd_per_device_hour or usd_per_kwh")
+    unfounded = next((gate.metric for gate in config.gates if gate.needs_floor), None)
+    if unfounded is not None and config.shadow.noise_floor == 0:
+        raise ConfigError(f"gates.metric: {unfounded!r} needs a noise floor: set shadow.noise_floor above 0")
     named = _with_names(config)
     names = [model.name for model in (named.champion, *named.challengers)]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -56,6 +56,7 @@ class Server:
             guard=guard,
             compare=compare,
             over_cap=self._station.caps.over,
+            floor=engines.floor,
         )
 
     @staticmethod
@@ -216,6 +217,7 @@ class Server:
             "last_fault": side.breaker.last_fault,
             "same_tokenizer": getattr(side.engine, "same_tokenizer", None),
             "steps": steps_of(side.engine),
+            "scoring": getattr(side.engine, "scoring", None),
         }
 
     def _why_off(self) -> str:

@@ -136,11 +136,14 @@ class Score:
     """One champion answer read by the challenger in one pass.
 
     ``logprobs[i]`` and ``ranks[i]`` belong to the champion's i-th token given everything before it;
-    rank 1 means that it was the challenger's own first choice.
+    rank 1 means that it was the challenger's own first choice, which is ``top1[i]``. ``entropies[i]`` is that of its
+    whole distribution there, in nats. Empty where they are not to be had.
     """
 
     logprobs: tuple[float, ...]
     ranks: tuple[int, ...]
+    entropies: tuple[float, ...] = ()
+    top1: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +194,30 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """The champion met again by itself: the noise floor of one exchange, the same for all its challengers.
+
+    Attributes:
+        observation: the champion's second run, with its scores of its own first answer.
+        comparison: the first run beside the second, as a challenger's would be.
+        reason: why there is none, where the exchange was chosen and both are None.
+    """
+
+    observation: Observation | None = None
+    comparison: Comparison | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
-    """How one exchange ended for one challenger; ``reason`` is counted for shed and failed."""
+    """How one exchange ended for one challenger; ``reason`` is counted for shed and failed.
+
+    ``floor`` is None for an exchange that was not chosen for ``shadow.noise_floor``.
+    """
 
     state: State
     reason: str | None = None
     detail: str | None = None
     challenger: Observation | None = None
     comparison: Comparison | None = None
+    floor: Floor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -88,11 +89,9 @@ def test_the_table_gives_all_that_could_be_computed_and_only_finite_numbers(pair
 
 
 def test_a_logprob_that_is_no_number_leaves_the_other_numbers() -> None:
-    assert dict(compare(*PAIRS["not a number"]).values) == {"top1_agreement": 0.0, "scored_tokens": 1.0}
-    assert dict(compare(*PAIRS["infinitely unlikely"]).values) == {
-        "top1_agreement": 0.0,
-        "scored_tokens": 1.0,
-    }
+    others = {"top1_agreement": 0.0, "first_surprise": 0.0, "scored_tokens": 1.0}
+    assert dict(compare(*PAIRS["not a number"]).values) == others
+    assert dict(compare(*PAIRS["infinitely unlikely"]).values) == others
 
 
 def test_a_perfect_challenger() -> None:
@@ -104,6 +103,8 @@ def test_a_perfect_challenger() -> None:
         "first_divergence": 3.0,
         "champion_logprob": -0.25,
         "top1_agreement": 1.0,
+        "first_surprise": 3.0,
+        "least_logprob": -0.25,
         "scored_tokens": 3.0,
     }
 
@@ -182,8 +183,26 @@ def test_likelihood_is_over_all_tokens_of_all_answers() -> None:
     assert likelihood.compare(met(observation(answer(1, 2, 3), answer(4)), challenger)) == {
         "champion_logprob": -3.0,
         "top1_agreement": 0.75,
+        "first_surprise": 1.0,
+        "least_logprob": -6.0,
         "scored_tokens": 4.0,
     }
+
+
+def test_likelihood_beside_the_champions_own() -> None:
+    """Only over tokens that both sides know; the context of the challenger was one token short here."""
+    champion = observation(replace(answer(1, 2, 3), logprobs=(-1.0, -0.5, -9.0)))
+    challenger = scored(Score((-1.5, -1.0), (1, 2), (0.5, 1.5), (1, 7)))
+    values = likelihood.compare(met(champion, challenger))
+    assert values["perplexity_ratio"] == pytest.approx(math.exp(0.5))
+    assert values["mean_entropy"] == 1.0
+    elsewhere = replace(challenger, rendered="own_template")
+    assert "perplexity_ratio" not in likelihood.compare(met(champion, elsewhere))
+
+
+def test_a_perplexity_beyond_floats_is_large_and_no_error() -> None:
+    champion = observation(replace(answer(1), logprobs=(-1.0,)))
+    assert likelihood.compare(met(champion, scored(Score((-5000.0,), (9,)))))["perplexity_ratio"] > 1e300
 
 
 def test_likelihood_is_there_in_another_vocabulary_too() -> None:
@@ -211,6 +230,8 @@ def test_sides_swapped_by_mistake_would_be_seen() -> None:
     challenger = scored(score(1, 1, logprob=-0.1))
     assert dict(compare(champion, challenger).values) == {
         "champion_logprob": pytest.approx(-0.1),
+        "least_logprob": pytest.approx(-0.1),
+        "first_surprise": 2.0,
         "top1_agreement": 1.0,
         "scored_tokens": 2.0,
     }

@@ -43,7 +43,7 @@ def exchange(
 
 
 def compared(*texts: str, agreement: float = 1) -> Ending:
-    comparison = Comparison({"token_agreement": agreement})
+    comparison = Comparison({"token_agreement": agreement, "exact_match": float(agreement == 1)})
     return Ending(State.COMPARED, challenger=observation("challenger", *texts), comparison=comparison)
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from tests.builders import Offer, WatchedEngine, answer, exchange, in_loop, offers, running, shadow_spec
 
-from understudy.lane.lane import is_sampled
+from understudy.lane.sampling import is_sampled
 
 IDS = [f"{number:032x}" for number in range(10_000)]
 

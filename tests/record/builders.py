@@ -67,7 +67,7 @@ def accepted(number: int, *challengers: str, offered: Mapping[str, int] | None =
 def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
     ending = Ending(state, reason)
     if state is State.COMPARED:
-        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7)),))
+        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7), (0.5, 2.0), (4, 9)),))
         ending = Ending(state, challenger=seen, comparison=Comparison({"top1": 0.5}))
     return Ended(f"ex-{number}", challenger, ending, 1_700_000_100.0 + number)
 

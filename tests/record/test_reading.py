@@ -73,13 +73,15 @@ def test_the_merged_view(filled: Path, max_indexed: int) -> None:
     assert first["champion"]["answers"][0]["token_ids"] == [1000, 1001, 1002]
     compared = first["challengers"]["b"]
     assert (compared["state"], compared["comparison"]) == ("compared", {"top1": 0.5})
-    assert compared["observation"]["scores"] == [{"logprobs": [-0.25, "-inf"], "ranks": [1, 7]}]
+    score = {"logprobs": [-0.25, "-inf"], "ranks": [1, 7], "entropies": [0.5, 2.0], "top1": [4, 9]}
+    assert compared["observation"]["scores"] == [score]
     assert first["challengers"]["c"] == {
         "state": "pending",
         "reason": None,
         "detail": None,
         "observation": None,
         "comparison": None,
+        "floor": None,
         "ended_unix_s": None,
     }
     assert [one["label"] for one in first["feedback"]] == ["early", "late"]

@@ -92,6 +92,8 @@ def check_shadowed(server: Running, response_id: str, num_exchanges: int = 1) ->
             if name != "other":
                 scored = [len(score["logprobs"]) for score in seen["observation"]["scores"]]
                 assert scored == [len(answer["token_ids"]) for answer in answers]
+                for score in seen["observation"]["scores"]:
+                    assert len({len(score[name]) for name in ("logprobs", "ranks", "entropies", "top1")}) == 1
                 assert seen["observation"]["prompt_token_ids"] == exchange["champion"]["prompt_token_ids"]
                 assert 0.0 <= seen["comparison"]["token_agreement"] <= 1.0
             assert seen["comparison"]["champion_logprob"] < 0.0
@@ -319,7 +321,9 @@ def test_purity_tokens_and_logprobs_with_the_shadow_paused_and_at_full_sampling(
     shadowed = answers_of(client, "shadowed")
     busy = server.status()["counts"]
     assert paused == shadowed
-    assert server.settled()["counts"]["compared"] - before == len(paused) * len(READY)
+    counts = server.settled()["counts"]
+    ended = {name: counts[name] for name in ("shed", "failed", "expired")}
+    assert counts["compared"] - before == len(paused) * len(READY), ended
     assert busy["sampled"] > 0
 
 
@@ -402,6 +406,7 @@ def test_status_says_why_a_challenger_is_not_there(server: Running) -> None:
     assert "GiB" in by_name["huge"]["detail"]
     assert by_name["other"]["same_tokenizer"] is False
     assert by_name["lora"]["same_tokenizer"] is True
+    assert all(by_name[name]["scoring"] == {"path": "fused", "why": ""} for name in READY)
 
 
 def test_the_lora_challenger_is_not_the_champion(server: Running, client: openai.OpenAI) -> None:

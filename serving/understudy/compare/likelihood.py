@@ -1,27 +1,65 @@
-"""How likely did the challenger find the champion's own tokens?"""
+"""How likely did the challenger find the champion's own tokens? From the scoring pass: no sampling, no judge.
+
+The champion's own log-probabilities are those of its generation where the client asked for logprobs. For other
+exchanges they are known on the noise floor's slice, where the champion scores itself: the floor's comparison then has
+the same numbers as this one, and the report shows both.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from understudy.compare.base import Pair
+from understudy.types import Score
 
 NAMES = {
-    "champion_logprob": "mean log-probability (nats a token) of the champion's tokens under the challenger",
+    "champion_logprob": "minus the mean NLL (nats a token) of the champion's tokens under the challenger",
     "top1_agreement": "fraction of the champion's tokens that were the challenger's first choice, 0 to 1",
+    "first_surprise": "champion tokens before the first that was not the challenger's first choice, mean over answers",
+    "least_logprob": "log-probability of the champion token that surprised the challenger most",
+    "mean_entropy": "mean entropy (nats) of the challenger where the champion's tokens stand",
+    "perplexity_ratio": "perplexity of the champion's tokens, the challenger's over the champion's own",
     "scored_tokens": "number of champion tokens that were scored",
 }
+MAX_EXPONENT = 700.0
 
 
 def compare(pair: Pair) -> Mapping[str, float]:
     """From the scoring pass; absent where nothing was scored."""
-    challenger = pair.challenger
-    logprobs = [logprob for score in challenger.scores for logprob in score.logprobs]
-    ranks = [rank for score in challenger.scores for rank in score.ranks]
+    scores = [score for score in pair.challenger.scores if score.logprobs]
+    logprobs = [logprob for score in scores for logprob in score.logprobs]
     if not logprobs:
         return {}
-    return {
+    ranks = [rank for score in scores for rank in score.ranks]
+    entropies = [entropy for score in scores for entropy in score.entropies]
+    values = {
         "champion_logprob": sum(logprobs) / len(logprobs),
         "top1_agreement": sum(rank == 1 for rank in ranks) / len(ranks),
+        "first_surprise": sum(map(first_surprise, scores)) / len(scores),
+        "least_logprob": min(logprobs),
         "scored_tokens": float(len(logprobs)),
     }
+    if entropies:
+        values["mean_entropy"] = sum(entropies) / len(entropies)
+    excess = excess_nll(pair)
+    if excess is not None:
+        values["perplexity_ratio"] = math.exp(min(excess, MAX_EXPONENT))
+    return values
+
+
+def first_surprise(score: Score) -> int:
+    """Index of the first token that was not the first choice; the whole length where all were."""
+    return next((index for index, rank in enumerate(score.ranks) if rank != 1), len(score.ranks))
+
+
+def excess_nll(pair: Pair) -> float | None:
+    """Mean over tokens of champion's own minus challenger's log-probability; None where the own ones are not known."""
+    if not pair.same_vocabulary:
+        return None
+    excess = [
+        own - theirs
+        for answer, score in zip(pair.champion.answers, pair.challenger.scores, strict=False)
+        for own, theirs in zip(answer.logprobs or (), score.logprobs, strict=False)
+    ]
+    return sum(excess) / len(excess) if excess else None

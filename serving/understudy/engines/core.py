@@ -28,7 +28,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker import workspace
 
-from understudy.engines import seeds
+from understudy.engines import scorer, seeds
 from understudy.engines.footprint import allocator, footprint
 
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0  # of CUDA streams: lower is more urgent
@@ -92,6 +92,10 @@ class Engine(EngineCoreProc):
     @contextmanager
     def _perform_handshakes(self, *_args: Any, **_kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
         yield EngineZmqAddresses(inputs=[self._plan.input_address], outputs=[self._plan.output_address])
+
+    def understudy_start_scoring(self) -> dict[str, str]:
+        """Utility call of a challenger's client: score from now on; which path, and why no better one."""
+        return scorer.install(self)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lor
 CHAMPION_KV_CPU_BYTES = 2 * GIB
 CHALLENGER_KV_CPU_BYTES = 1 * GIB
 # A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
+FLOOR = "(noise floor)"  # no model of the configuration: its core's name in the log and in events
+FLOOR_KV_PART = 4  # of the champion's KV cache
 CHALLENGER_STEP = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
 
 
@@ -52,10 +54,13 @@ class Engines:
     """The champion's; each challenger has its own."""
     meters: list[tuple[Sequence[int], list[CoreMeter]]] = field(default_factory=list)
     """For each engine process: its devices, and the engines that came up in it, the champion first."""
+    floor: Engine | None = None
+    """The champion's model once more, on a core beside it, where ``shadow.noise_floor`` asks for it."""
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
-        await asyncio.gather(*(each.close() for each in self.challengers), return_exceptions=True)
+        others = (*self.challengers, *([] if self.floor is None else [self.floor]))
+        await asyncio.gather(*(each.close() for each in others), return_exceptions=True)
         if self.champion is not None:
             self.champion.shutdown()
         await asyncio.gather(*(process.close() for process in self.processes), return_exceptions=True)
@@ -129,6 +134,21 @@ def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, 
     return ours | dict(model.engine_args)
 
 
+def floor_model(champion: ModelSpec) -> ModelSpec:
+    """The champion once more, in steps as small as a challenger's and with a cache that is no larger than theirs.
+
+    Raises:
+        ConfigError: the champion's model runs in several processes, beside which no second core can be.
+    """
+    args = dict(champion.engine_args)
+    parallel = [name for name in ("tensor_parallel_size", "pipeline_parallel_size") if (args.get(name) or 1) > 1]
+    if parallel:
+        raise ConfigError(f"champion.engine_args.{parallel[0]}: {args[parallel[0]]}: then there is no noise floor")
+    kv_bytes = args.get("kv_cache_memory_bytes") or CHAMPION_KV_CPU_BYTES
+    mine = {"kv_cache_memory_bytes": kv_bytes // FLOOR_KV_PART, **CHALLENGER_STEP, "disable_log_stats": True}
+    return replace(champion, name=FLOOR, engine_args=args | mine)
+
+
 def lora_rank(adapter: str) -> int:
     """The smallest max_lora_rank that vLLM accepts for a PEFT adapter.
 
@@ -191,6 +211,14 @@ async def start(config: Config) -> Engines:
         except ConfigError as fault:
             absent[challenger.name] = AbsentEngine(challenger.name, str(fault))
     groups = PLACEMENTS[config.placement](models)
+    floor = len(models)
+    if config.shadow.noise_floor > 0:
+        try:
+            models.append(floor_model(config.champion))
+            args.append(engine_args(models[floor], champion=False, shared=True))
+            groups[0].append(floor)
+        except ConfigError as fault:
+            absent[FLOOR] = AbsentEngine(FLOOR, str(fault))
     environments = [environment(models[group[0]].devices) for group in groups]
     deaths = Deaths()
     folder = socket_folder()
@@ -225,7 +253,9 @@ async def start(config: Config) -> Engines:
     for group in groups:
         meters = _meters([models[index].name for index in group], home[group[0]], engines, present)
         engines.meters.append((models[group[0]].devices, meters))
-    engines.challengers = [(present | absent)[challenger.name] for challenger in config.challengers]
+    everyone = present | absent
+    engines.challengers = [everyone[challenger.name] for challenger in config.challengers]
+    engines.floor = everyone.get(FLOOR)
     return engines
 
 

@@ -38,6 +38,7 @@ def install(runner: Any, point: Point) -> int:
     ]
     places.append((runner.model, "compute_logits"))
     places += [(runner.sampler, name) for name in ("forward", "compute_logprobs", "gather_logprobs")]
+    runner.understudy_point = point  # scorer.py asks it between rows
     for owner, name in places:
         setattr(owner, name, _after(point, getattr(owner, name)))
     return len(places)

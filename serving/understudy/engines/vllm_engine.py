@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
@@ -31,15 +30,18 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
 
 from understudy.config import ModelSpec
+from understudy.engines import scoring
 from understudy.engines.base import Health, ShadowRequest
 from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
-from understudy.errors import EngineDead, EngineError, NotFinite, OutOfMemory, Unsupported
+from understudy.errors import EngineDead, EngineError, OutOfMemory, Unsupported
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
+
+Result = TypeVar("Result")
 
 
 def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
@@ -134,6 +136,7 @@ class VllmEngine:
         self._max_model_len: int = llm.model_config.max_model_len
         self._lora = None if model.lora is None else LoRARequest(model.name, 1, model.lora)
         self._can_score = model.lora is None or not adapts_head(model.lora)
+        self.scoring = {"path": "none", "why": "its adapter changes lm_head" if not self._can_score else "not warm yet"}
         self._why_dead = ""
 
     def health(self) -> Health:
@@ -148,8 +151,10 @@ class VllmEngine:
         declare_dead(self.llm)
 
     async def warm_up(self) -> None:
-        """One scoring pass, so that the first exchange does not pay for what vLLM sets up lazily."""
+        """Choose how it scores, and score once, so that the first exchange does not pay for what is set up lazily."""
         if self._can_score:
+            async with translated(self.name):
+                self.scoring = await self.llm.engine_core.call_utility_async("understudy_start_scoring")
             await self._score_one((1, 2, 3), (4, 5))
 
     async def prepare(self, exchange: Exchange) -> ShadowRequest:
@@ -176,10 +181,10 @@ class VllmEngine:
         )
 
     async def score(self, request: ShadowRequest) -> tuple[Score, ...]:
-        """One prefill-like pass for each champion answer; none where the adapter changes lm_head (see host.py)."""
+        """A prefill-like pass for each champion answer, all at once; none where the adapter changes lm_head."""
         if not self._can_score:
             return ()
-        return tuple([await self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids])
+        return await together(self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids)
 
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. Only the finished one leaves the engine process; the engine says when its tokens came."""
@@ -200,29 +205,22 @@ class VllmEngine:
         self.llm.shutdown()
 
     async def _score_one(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Score:
-        """Log-probabilities of ``answer`` after ``prompt``. One row short where the context is full."""
-        room = self._max_model_len - 1 - len(prompt)
-        if not answer or room <= 0:
-            return Score((), ())
-        tokens = prompt + answer[:room]
-        parameters = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,  # the token itself with its rank, nobody else
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        final = await self._run(tokens, parameters, Kind.SCORE)
-        assert final.prompt_logprobs is not None
-        rows = final.prompt_logprobs[len(prompt) :]
-        entries = [row[token] for row, token in zip(rows, tokens[len(prompt) :], strict=True) if row is not None]
-        if any(math.isnan(entry.logprob) for entry in entries):  # -inf is a number: a token that it rules out
-            raise NotFinite(f"{self.name} gave a log-probability that is no number")
-        return Score(tuple(entry.logprob for entry in entries), tuple(int(entry.rank or 0) for entry in entries))
+        """What it makes of ``answer`` after ``prompt``, as far as its context reaches."""
+        targets = scoring.scorable(prompt, answer, self._max_model_len)
+        if not targets:
+            return scoring.NOT_SCORED
+        if self.scoring["path"] != "vllm":
+            final = await self._run(
+                scoring.tokens_to_read(prompt, targets), scoring.parameters(prompt, targets), Kind.SCORE
+            )
+            return scoring.unpack(final, len(targets))
+        targets = targets[: self._max_model_len - 1 - len(prompt)]  # here the last one needs a row as well
+        if not targets:
+            return scoring.NOT_SCORED
+        final = await self._run([*prompt, *targets], scoring.vllm_parameters(), Kind.SCORE)
+        return scoring.unpack_vllm(final, prompt, targets)
 
-    async def _run(
-        self, prompt: tuple[int, ...], parameters: SamplingParams, kind: Kind = Kind.ANSWER
-    ) -> RequestOutput:
+    async def _run(self, prompt: Sequence[int], parameters: SamplingParams, kind: Kind = Kind.ANSWER) -> RequestOutput:
         """Run to the end. vLLM aborts the work in the engine when this is cancelled."""
         request_id = f"{kind}-{uuid.uuid4().hex}"
         final: RequestOutput | None = None
@@ -243,6 +241,9 @@ class VllmEngine:
         """The champion's parameters in full; only how the result is delivered differs."""
         mine = own_copy(champion)
         mine.output_kind = RequestOutputKind.FINAL_ONLY
+        mine.extra_args = {
+            name: value for name, value in (mine.extra_args or {}).items() if name != scoring.KEY
+        } or None
         mine.prompt_logprobs = mine.prompt_logprob_token_ids = mine.prompt_logprob_start = None
         room = self._max_model_len - num_prompt_tokens
         mine.max_tokens = room if mine.max_tokens is None else min(mine.max_tokens, room)
@@ -258,6 +259,17 @@ class VllmEngine:
             list(chat.messages), tools=chat.tools, add_generation_prompt=True, tokenize=False
         )
         return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+
+
+async def together(parts: Iterable[Coroutine[Any, Any, Result]]) -> tuple[Result, ...]:
+    """All results; when one fails, or this is cancelled, the others are cancelled before it raises."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def own_copy(champion: SamplingParams) -> SamplingParams:

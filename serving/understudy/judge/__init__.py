@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 METRICS = {
     "accuracy": "understudy.judge.accuracy:Accuracy",
     "agreement": "understudy.judge.agreement:Agreement",
+    "agreement_above_floor": "understudy.judge.above_floor:AboveFloor",
     "missing": "understudy.judge.missing:Missing",
 }
 

@@ -37,6 +37,7 @@ class Accuracy:
 
     MEANING: ClassVar[str] = "fraction of answers that match the label"
     NEEDS_LABEL: ClassVar[bool] = True
+    NEEDS_FLOOR: ClassVar[bool] = False
     NEEDS_PATTERN: ClassVar[bool] = True
     DECIDES: ClassVar[bool] = True
     HIGHEST: ClassVar[float] = 1.0

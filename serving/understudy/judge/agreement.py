@@ -1,9 +1,8 @@
 """Token agreement with the champion's answer: D = agreement - 1. Advisory only.
 
 Two right answers may differ, and so may two answers of the champion itself. Only the noise floor (the
-champion against itself) says how much disagreement is the challenger's; D would then be 1{P' != P} - 1{C !=
-P}, and the metric could decide. Until an exchange carries its noise floor, this one shows a mean and an
-interval.
+champion against itself) says how much disagreement is the challenger's: above_floor.py decides by it. This one
+reads every exchange, and shows a mean and an interval.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ class Agreement:
 
     MEANING: ClassVar[str] = "fraction of tokens on which the challenger agrees with the champion"
     NEEDS_LABEL: ClassVar[bool] = False
+    NEEDS_FLOOR: ClassVar[bool] = False
     NEEDS_PATTERN: ClassVar[bool] = False
     DECIDES: ClassVar[bool] = False
     HIGHEST: ClassVar[float] = 0.0

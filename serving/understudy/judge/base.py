@@ -53,6 +53,7 @@ class Metric(Protocol):
     Attributes:
         MEANING: one line for people.
         NEEDS_LABEL: no reading before feedback has come.
+        NEEDS_FLOOR: no reading of an exchange that was not chosen for the noise floor.
         NEEDS_PATTERN: whether the gate must have a pattern; one that does not need it refuses it.
         DECIDES: False where it may only advise.
         WORSE, BETTER: the clause that says that the challenger is {bound} {points} points below, or above.
@@ -62,6 +63,7 @@ class Metric(Protocol):
 
     MEANING: ClassVar[str]
     NEEDS_LABEL: ClassVar[bool]
+    NEEDS_FLOOR: ClassVar[bool]
     NEEDS_PATTERN: ClassVar[bool]
     DECIDES: ClassVar[bool]
     HIGHEST: ClassVar[float]

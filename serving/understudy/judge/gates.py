@@ -68,6 +68,11 @@ class Gate:
         """Whether it has a say in the verdict."""
         return not self.advisory and metric_class(self.metric).DECIDES
 
+    @property
+    def needs_floor(self) -> bool:
+        """Whether it reads the champion's second answer (``shadow.noise_floor``)."""
+        return metric_class(self.metric).NEEDS_FLOOR
+
     def new_metric(self) -> Metric:
         """The metric, ready to read exchanges."""
         return metric_class(self.metric)(self.pattern)

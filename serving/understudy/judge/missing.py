@@ -19,6 +19,7 @@ class Missing:
 
     MEANING: ClassVar[str] = "fraction of sampled exchanges that the challenger answered"
     NEEDS_LABEL: ClassVar[bool] = False
+    NEEDS_FLOOR: ClassVar[bool] = False
     NEEDS_PATTERN: ClassVar[bool] = False
     DECIDES: ClassVar[bool] = True
     HIGHEST: ClassVar[float] = 0.0

@@ -7,7 +7,6 @@ client that leaves nor a request that ends can cut it short.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,10 @@ from understudy.errors import EngineError, Unsupported
 from understudy.journey import shadow
 from understudy.lane.breaker import Breaker
 from understudy.lane.budget import TokenBudget
+from understudy.lane.floor import NoiseFloor
 from understudy.lane.guard import Guard
 from understudy.lane.ledger import Counted, Ledger, total
+from understudy.lane.sampling import is_sampled
 from understudy.types import Ending, Exchange, Outcome, Phase, State
 
 MAX_INBOX = 100_000
@@ -84,6 +85,7 @@ class Lane:
         guard: counts and logs what goes wrong; its own where none is given.
         compare: the comparators; the default ones where none are given.
         over_cap: (reason, detail) while the shadow has taken all that it may (meter/caps.py).
+        floor: the champion's model once more, for the noise floor; None where there is none.
     """
 
     def __init__(
@@ -96,11 +98,13 @@ class Lane:
         guard: Guard | None = None,
         compare: Compare | None = None,
         over_cap: Callable[[], tuple[str, str] | None] = lambda: None,
+        floor: Engine | None = None,
     ) -> None:
         limits = spec.limits
         self.spec = spec
         self.guard = guard or Guard()
         self._compare = compare or Comparators(guard=self.guard)
+        self.floor = NoiseFloor(floor, spec.noise_floor, self._compare, clock, self.guard, score=spec.score)
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
@@ -141,6 +145,7 @@ class Lane:
         for task in (*self._tasks, *running):
             task.cancel()
         await asyncio.gather(*self._tasks, *running, return_exceptions=True)
+        await self.floor.close()
 
     async def idle(self) -> None:
         """Return when nothing is waiting or running: for tests and benchmarks."""
@@ -219,6 +224,7 @@ class Lane:
         """Step 5, and the queue of each challenger."""
         with self.guard("record"):
             self._witnesses.accepted(exchange, list(self.sides), self.offered())
+        self.floor.expect(exchange, len(self.sides))
         for side in self.sides.values():
             ending: Ending | None = Ending(State.FAILED, "internal")  # unless the next lines say otherwise
             with self.guard("intake"):
@@ -284,6 +290,11 @@ class Lane:
             self._end(side, exchange, Ending(State.SHED, "paused"))
 
     async def _ending(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
+        """Steps 6 to 8, and the noise floor beside them where this exchange was chosen for it."""
+        ending = await self._met(side, exchange, deadline_s)
+        return await self.floor.beside(exchange, ending, deadline_s)
+
+    async def _met(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
         """Steps 6 to 8 with every way to end."""
         if side.breaker.blocks():  # before it waits and spends
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
@@ -292,6 +303,7 @@ class Lane:
             return waited
         if not side.breaker.admits():
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
+        self.floor.begin(exchange)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
                 ending = await shadow(
@@ -336,14 +348,19 @@ class Lane:
             if self._champion_load() > self.spec.limits.yield_above:
                 why, wait_s = "pressure", PRESSURE_POLL_S
             else:
-                why, wait_s = "budget", side.budget.wait_s(num_tokens(exchange, self.spec))
+                why, wait_s = "budget", side.budget.wait_s(self._num_tokens(exchange))
             if wait_s <= 0.0:
                 return None
             if now + wait_s > deadline_s and why == "budget":
                 return Ending(State.SHED, "budget", f"{wait_s:.1f} s until max_tokens_per_s allows it")
             await asyncio.sleep(wait_s)
 
+    def _num_tokens(self, exchange: Exchange) -> int:
+        """With the second run of the champion, where this turn begins it."""
+        return num_tokens(exchange, self.spec) * (2 if self.floor.owes(exchange) else 1)
+
     def _end(self, side: Side, exchange: Exchange, ending: Ending) -> None:
+        ending = self.floor.release(exchange, ending)
         side.ledger.end(ending)
         with self.guard("record"):
             self._witnesses.ended(exchange, side.engine.name, ending)
@@ -351,13 +368,7 @@ class Lane:
 
     def status(self) -> Mapping[str, Any]:
         """What only the lane knows: the errors that its guard swallowed, by operation."""
-        return {"swallowed": dict(self.guard.swallowed)}
-
-
-def is_sampled(exchange_id: str, fraction: float) -> bool:
-    """By hash of the exchange id, so that nothing of the request or of either answer can sway it."""
-    digest = hashlib.blake2b(exchange_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2.0**64
+        return {"swallowed": dict(self.guard.swallowed), "noise_floor": self.floor.status()}
 
 
 def num_tokens(exchange: Exchange, spec: ShadowSpec) -> int:

@@ -34,6 +34,7 @@ from understudy.types import (
     Comparison,
     Ending,
     Exchange,
+    Floor,
     Measured,
     Observation,
     Outcome,
@@ -149,6 +150,7 @@ def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, 
                 "detail": ending.detail,
                 "observation": observed,
                 "comparison": None if compared is None else _named_numbers(compared.values),
+                "floor": None if ending.floor is None else _floor_to_json(ending.floor),
             }
         case Feedback(id, label, at_unix_s, value, name):
             return {
@@ -197,7 +199,7 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         prompt_token_ids=tuple(seen["prompt_token_ids"] or ()),
         answers=tuple(answers),
         timings=Timings(timings["arrived_s"], timings["first_token_s"], timings["finished_s"]),
-        scores=tuple(Score(_floats(s["logprobs"]), tuple(s["ranks"])) for s in seen["scores"]),
+        scores=tuple(map(_score, seen["scores"])),
         error=seen["error"],
         rendered=seen["rendered"],
         measured=_measured(seen.get("measured") or {}),
@@ -213,6 +215,11 @@ def _measured(seen: Mapping[str, Any]) -> Measured:
         batch_size=seen.get("batch_size"),
         gaps=tuple((bucket, count) for bucket, count in seen.get("gaps", ())),
     )
+
+
+def _score(read: Mapping[str, Any]) -> Score:
+    ranks, entropies, top1 = tuple(read["ranks"]), _floats(read.get("entropies", [])), tuple(read.get("top1", ()))
+    return Score(_floats(read["logprobs"]), ranks, entropies, top1)
 
 
 def _accepted(document: Mapping[str, Any]) -> Accepted:
@@ -242,10 +249,19 @@ def _ended(document: Mapping[str, Any]) -> Ended:
         document.get("reason"),
         document.get("detail"),
         None if seen is None else observation_from_json(seen),
-        None if compared is None else Comparison({name: float(value) for name, value in compared.items()}),
+        _comparison(compared),
+        _floor(document.get("floor")),
     )
     same_prompt = seen is not None and seen["prompt_token_ids"] is None
     return Ended(document["exchange_id"], document["challenger"], ending, document["at_unix_s"], same_prompt)
+
+
+def _comparison(compared: Mapping[str, Any] | None) -> Comparison | None:
+    return None if compared is None else Comparison({name: float(value) for name, value in compared.items()})
+
+
+def _floor(floor: Mapping[str, Any] | None) -> Floor | None:
+    return None if floor is None else Floor(None, _comparison(floor["comparison"]), floor["reason"])
 
 
 def _feedback(document: Mapping[str, Any]) -> Feedback:
@@ -288,7 +304,15 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
             }
             for answer in seen.answers
         ],
-        "scores": [{"logprobs": _numbers(score.logprobs), "ranks": score.ranks} for score in seen.scores],
+        "scores": [
+            {
+                "logprobs": _numbers(score.logprobs),
+                "ranks": score.ranks,
+                "entropies": _numbers(score.entropies),
+                "top1": score.top1,
+            }
+            for score in seen.scores
+        ],
         "measured": {
             "queue_s": measured.queue_s,
             "prefill_s": measured.prefill_s,
@@ -298,6 +322,11 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
             "gaps": measured.gaps,
         },
     }
+
+
+def _floor_to_json(floor: Floor) -> dict[str, Any]:
+    compared = floor.comparison
+    return {"comparison": None if compared is None else _named_numbers(compared.values), "reason": floor.reason}
 
 
 def _numbers(values: tuple[float, ...]) -> str:

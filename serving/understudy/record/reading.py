@@ -2,7 +2,7 @@
 
 An exchange is shown as one dict: its ``accepted`` record without what belongs to the log, and beside it
 
-    challengers   {name: {"state", "reason", "detail", "observation", "comparison", "ended_unix_s"}} for each
+    challengers   {name: {"state", "reason", "detail", "observation", "comparison", "floor", "ended_unix_s"}} for each
                   challenger it was sampled for, ``pending`` and nulls where it has not ended
     feedback      [{"label", "value", "name", "at_unix_s"}], oldest first
 
@@ -186,5 +186,6 @@ def _challenger_view(ended: Mapping[str, Any]) -> dict[str, Any]:
         "detail": ended.get("detail"),
         "observation": ended.get("observation"),
         "comparison": ended.get("comparison"),
+        "floor": ended.get("floor"),
         "ended_unix_s": ended.get("at_unix_s"),
     }

@@ -11,6 +11,7 @@ Every object starts with ``crc`` (put there by log.py), ``v`` (the version of th
     ended      exchange_id, challenger, at_unix_s, state, reason, detail,
                observation: the challenger's, with its scores, or null
                comparison: {name: number}, or null
+               floor: the champion met by itself, {comparison, reason}, or null; what it said then is not kept
     feedback   id: an exchange's own id, the champion's request id or the client's; label, at_unix_s
     control    action: start, stop, pause, resume or another word of the caller's; ``recording_resumed`` is
                the keeper's own, after a gap; detail: {...}, at_unix_s, offered,
@@ -18,7 +19,8 @@ Every object starts with ``crc`` (put there by log.py), ``v`` (the version of th
 
     observation   model, outcome, rendered, error, prompt_token_ids,
                   timings {arrived_s, first_token_s, finished_s},
-                  answers [{text, finish_reason, token_ids, logprobs}], scores [{logprobs, ranks}],
+                  answers [{text, finish_reason, token_ids, logprobs}],
+                  scores [{logprobs, ranks, entropies, top1}],
                   measured {queue_s, prefill_s, decode_s, cached_prompt_tokens, batch_size,
                             gaps [[bucket, count]]}
 

@@ -1,0 +1,122 @@
+"""The noise floor: once for all challengers, never a challenger itself, and no fault of it counts against anyone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.builders import Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
+
+from understudy.config import ShadowSpec
+from understudy.errors import EngineDead, Unsupported
+from understudy.lane.sampling import is_sampled
+from understudy.types import Floor
+
+
+def spec(fraction: float = 1.0, **limits: Any) -> ShadowSpec:
+    return replace(shadow_spec(**limits), noise_floor=fraction)
+
+
+def otherwise(_prompt: tuple[int, ...], champion: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """The first token of each answer, then another one."""
+    return tuple((ids[0], 99) for ids in champion)
+
+
+@in_loop
+async def test_one_run_serves_every_challenger_and_is_none_itself() -> None:
+    floor = WatchedEngine(name="again", answers=otherwise)
+    async with running(WatchedEngine(name="a"), WatchedEngine(name="b"), spec=spec(), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        first, second = await stage.ear.hears(2)
+        assert floor.calls == ["prepare", "score", "generate"]
+        assert first.floor is second.floor is not None
+        assert first.floor.comparison is not None
+        assert first.floor.comparison.values["exact_match"] == 0.0
+        assert first.floor.comparison.values["token_agreement"] == 0.5
+        assert first.comparison is not None
+        assert first.comparison.values["exact_match"] == 1.0
+        assert set(stage.lane.counts()) == {"a", "b"}
+        assert stage.lane.totals()["compared"] == 2
+        assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}
+
+
+@in_loop
+async def test_the_slice_is_chosen_by_hash_and_independently_of_the_sample() -> None:
+    floor = WatchedEngine()
+    async with running(WatchedEngine(), spec=replace(spec(0.25), sample=0.5), floor=floor) as stage:
+        for each in offers(200):
+            stage.lane.offer(each)
+        await stage.lane.idle()
+        chosen = {name for name, _, ending in stage.ear.endings if ending.floor is not None}
+        assert chosen == {name for name, _, _ in stage.ear.endings if is_sampled(name, 0.25, "floor")}
+        assert 10 <= len(chosen) <= 45  # of some 100 that were sampled; all of them, were the two slices one
+        assert floor.generated == len(chosen)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "swallowed"),
+    [(EngineDead("gone"), "EngineDead", {"noise floor": 1}), (Unsupported("too_long", "no"), "too_long", {})],
+)
+@in_loop
+async def test_its_faults_count_against_nobody(fault: Exception, reason: str, swallowed: dict[str, int]) -> None:
+    floor = WatchedEngine(fault=fault)
+    async with running(WatchedEngine(), spec=spec(breaker_faults=1), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        (ending,) = await stage.ear.hears(1)
+        assert stage.ear.words() == ["compared"]
+        assert ending.floor == Floor(reason=reason)
+        assert stage.lane.sides["fake"].breaker.state == "closed"
+        assert stage.lane.status() == {
+            "swallowed": swallowed,
+            "noise_floor": {"fraction": 1.0, "ready": True, "detail": "", "counts": {reason: 1}},
+        }
+
+
+@in_loop
+async def test_one_that_hangs_costs_no_exchange_its_ending() -> None:
+    floor = WatchedEngine(gate=asyncio.Event())
+    async with running(WatchedEngine(), spec=spec(deadline_s=0.05), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        (ending,) = await stage.ear.hears(1)
+        assert stage.ear.words() == ["compared"]
+        assert ending.floor == Floor(reason="late")
+        await turns(5)
+        assert floor.aborted == 1
+
+
+@in_loop
+async def test_what_never_had_its_turn_puts_no_load_on_it() -> None:
+    floor = WatchedEngine()
+    challenger = WatchedEngine(why_not="gone")
+    async with running(challenger, spec=spec(), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        (ending,) = await stage.ear.hears(1)
+        assert (stage.ear.words(), ending.floor) == (["shed challenger_not_ready"], Floor(reason="not_run"))
+        assert floor.calls == []
+
+
+@in_loop
+async def test_pause_aborts_it_too() -> None:
+    floor, challenger = WatchedEngine(gate=asyncio.Event()), WatchedEngine(gate=asyncio.Event())
+    async with running(challenger, spec=spec(), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        await floor.called("generate")
+        await challenger.called("generate")
+        stage.lane.pause()
+        await stage.ear.hears(1)
+        await turns(5)
+        assert (floor.aborted, challenger.aborted) == (1, 1)
+
+
+@in_loop
+async def test_its_tokens_are_in_the_budget() -> None:
+    """Three prompt and two answer tokens, scored and generated: 10 for the challenger and 10 for the floor."""
+    floor = WatchedEngine()
+    async with running(WatchedEngine(), spec=spec(), floor=floor) as stage:
+        whole = exchange()
+        stage.lane.floor.expect(whole, 1)
+        assert stage.lane._num_tokens(whole) == 20
+        stage.lane.floor.begin(whole)
+        assert stage.lane._num_tokens(whole) == 10
