@@ -10,6 +10,7 @@ import httpx
 from rich.console import Console
 
 from understudy.errors import UnderstudyError
+from understudy.report.floor import FloorFigure
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 from understudy.report.table import print_report
@@ -47,4 +48,5 @@ def fetch(url: str, key: str | None = None) -> tuple[dict[str, Any], list[Challe
 def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
     paired = tuple(Paired(**one) for one in raw.get("paired", ()))
-    return ChallengerSummary(**{**raw, "disagreements": disagreements, "paired": paired})
+    floor = tuple(FloorFigure(**one) for one in raw.get("floor", ()))
+    return ChallengerSummary(**{**raw, "disagreements": disagreements, "paired": paired, "floor": floor})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.report.floor import FloorFigure
+
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
@@ -48,6 +50,7 @@ class ChallengerSummary:
         shadow_tokens: tokens that it scored or generated.
         champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the
             challenger.
+        floor: both models beside the champion's first answer, where the champion answered twice.
         paired: the engines' own times over the same exchanges.
         stream_gap_p50_ms: between two outputs of the champion's streams, at the fork.
         stream_gap_p95_ms: the same, not exceeded by 95%.
@@ -67,6 +70,7 @@ class ChallengerSummary:
     shadow_busy_s: float | None = None
     shadow_tokens: int | None = None
     champion_logprob_mean: float | None = None
+    floor: tuple[FloorFigure, ...] = ()
     paired: tuple[Paired, ...] = ()
     stream_gap_p50_ms: float | None = None
     stream_gap_p95_ms: float | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from understudy.meter.gaps import Gaps, added, quantile_s
+from understudy.report.floor import FloorFigures
 from understudy.report.paired import PairedFigures
 from understudy.report.summary import ChallengerSummary, Disagreement
 from understudy.types import Ending, Exchange, State
@@ -60,6 +61,7 @@ class Tally:
     challenger_ttft_ms: deque[float] = field(default_factory=_times)
     challenger_ms: deque[float] = field(default_factory=_times)
     paired: PairedFigures = field(default_factory=PairedFigures)
+    floor: FloorFigures = field(default_factory=FloorFigures)
     gaps: Gaps = ()
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
@@ -69,6 +71,7 @@ class Tally:
             return
         values, challenger = ending.comparison.values, ending.challenger
         self.compared += 1
+        self.floor.add(ending)
         self.exact.add(values.get("exact_match"))
         self.agreement.add(values.get("token_agreement"))
         self.logprob.add(values.get("champion_logprob"))
@@ -114,6 +117,7 @@ class Tally:
             champion_end_to_end_p50_ms=_median(self.champion_ms),
             challenger_ttft_p50_ms=_median(self.challenger_ttft_ms),
             challenger_end_to_end_p50_ms=_median(self.challenger_ms),
+            floor=self.floor.figures(),
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
             paired=self.paired.figures(),

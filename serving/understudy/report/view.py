@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from understudy.report.cost import cost_figures
 from understudy.report.figure import DASH, Figure
+from understudy.report.floor import FloorFigure
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 
 NOT_ENOUGH_DATA = "NOT ENOUGH DATA"
 VERDICTS = ("GO", "NO-GO", NOT_ENOUGH_DATA)
-MEASURES = {"missing": "answered", "agreement": "token agreement"}
+MEASURES = {"missing": "answered", "agreement": "token agreement", "agreement_above_floor": "same answer again"}
 """What a gate's means are means of, where its name does not say so."""
 
 
@@ -103,7 +105,7 @@ def _challenger(
         verdict=word if word in VERDICTS else NOT_ENOUGH_DATA,
         reason=str(verdict.get("reason") or "There is no verdict yet."),
         gates=gates,
-        figures=_figures(summary, gates) + cost_figures(meter, name),
+        figures=_figures(summary, gates) + floor_figures(summary.floor) + cost_figures(meter, name),
         counts=_counts(status.get("counts") or {}),
         disagreements=summary.disagreements,
     )
@@ -170,6 +172,32 @@ def _paired(one: Paired) -> Figure:
     if one.unit in ("s", "tokens/s") and one.champion_p50:
         said.insert(0, f"{one.challenger_p50 / one.champion_p50:.2f}x")
     return Figure(f"engine {one.name} p50", show(one.champion_p50), show(one.challenger_p50), "; ".join(said))
+
+
+MAX_EXPONENT = 700.0
+FLOOR_ROWS = {
+    "exact_match": "same answer again",
+    "token_agreement": "token agreement again",
+    "text_similarity": "text similarity again",
+}
+"""What is shown of the noise floor as fractions; the summary has every number."""
+
+
+def floor_figures(figures: Sequence[FloorFigure]) -> tuple[Figure, ...]:
+    """Both models beside the champion's first answer, and what is left above the noise floor."""
+    known = {figure.name: figure for figure in figures}
+    rows = []
+    for name, title in FLOOR_ROWS.items():
+        if name in known:
+            figure = known[name]
+            note = f"{points(-figure.excess)} points above the noise floor, {number(figure.exchanges)} exchanges"
+            rows.append(Figure(title, percent(figure.own), percent(figure.challenger), note))
+    own_tokens = known.get("champion_logprob")
+    if own_tokens is not None:
+        ratio = math.exp(min(-own_tokens.excess, MAX_EXPONENT))
+        note = f"perplexity {ratio:.4g}x its own, {number(own_tokens.exchanges)} exchanges"
+        rows.append(Figure("champion's tokens read", _nats(own_tokens.own), _nats(own_tokens.challenger), note))
+    return tuple(rows)
 
 
 def _latency(name: str, champion: float | None, challenger: float | None) -> Figure:
