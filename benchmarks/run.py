@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("serving.bench_handover", "serving.bench_record", "serving.bench_start")
+BENCHMARKS = (
+    "serving.bench_handover",
+    "serving.bench_record",
+    "serving.bench_start",
+    "serving.bench_throughput",
+    "serving.bench_isolation",
+    "serving.bench_pressure",
+)
 
 
 def main() -> int:
