@@ -126,6 +126,21 @@ class Archive:
         self._append(Ended(exchange.exchange_id, challenger, ending, time.time(), same_prompt))
         self._hear(exchange, challenger, ending)
 
+    def no_more(self) -> None:
+        """No exchange will come any more (offline): every session is complete, and verdicts are final."""
+        self._judge.no_more()
+        self._verdicts_at_s = float("-inf")
+
+    async def taken_up(self) -> None:
+        """Return when everything that was recorded before has been judged.
+
+        Raises:
+            RecordError: nothing is recorded.
+        """
+        if self._keeper is None:
+            raise RecordError(self._why_not)
+        await self.replayed.wait()
+
     # what people ask and tell
 
     async def find(self, any_id: str) -> list[Mapping[str, Any]]:

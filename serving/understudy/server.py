@@ -21,13 +21,14 @@ from understudy.engines.placements import Engines
 from understudy.errors import EngineDead
 from understudy.identity import identify
 from understudy.lane.guard import Guard
-from understudy.lane.lane import Lane
+from understudy.lane.lane import Lane, Offered
 from understudy.lane.ledger import total
 from understudy.meter.metrics import Sink
 from understudy.meter.station import Station
 from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
+from understudy.report.summary import ChallengerSummary
 
 
 class Server:
@@ -52,7 +53,7 @@ class Server:
             engines.challengers,
             config.shadow,
             self._station.heard_with(archive),
-            champion_load=engines.champion.get_num_unfinished_requests,
+            champion_load=engines.champion_load,
             guard=guard,
             compare=compare,
             over_cap=self._station.caps.over,
@@ -60,10 +61,13 @@ class Server:
         )
 
     @staticmethod
-    async def start(raw_config: Mapping[str, Any], replica: int = 0, sinks: Sequence[Sink] = ()) -> Server:
+    async def start(
+        raw_config: Mapping[str, Any], replica: int = 0, sinks: Sequence[Sink] = (), *, serve: bool = True
+    ) -> Server:
         """Everything up, the shadow on. Each replica, by its rank, records in a folder of its own.
 
-        Metrics are at /metrics, and go to ``sinks`` too.
+        Metrics are at /metrics, and go to ``sinks`` too. ``serve=False`` leaves the champion out, and the app: for a
+        replay, in which the champion has answered before.
 
         Raises:
             ConfigError, EngineStartError: the champion cannot be served; everything was ended again.
@@ -71,7 +75,7 @@ class Server:
         config, guard = parse(raw_config), Guard()
         compare = Comparators(config.compare, guard)
         record = await asyncio.to_thread(Recording.of, config.record, f"replica-{replica}")
-        engines = await placements.start(config)
+        engines = await (placements.start(config) if serve else placements.start_challengers(config))
         archive = None
         try:
             from understudy.engines.vllm_engine import describe_parameters
@@ -84,7 +88,8 @@ class Server:
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)
             self._lane.restore(archive.take_up())
-            self.app = await self._build_app()
+            if serve:
+                self.app = await self._build_app()
             await self._station.start(self._facts)
             self._lane.start()
             archive.control("identity", self._lane.offered(), detail)
@@ -109,6 +114,42 @@ class Server:
         """Raises EngineDead when the champion can no longer answer."""
         if self._engines.champion_dead.is_set() or self._engines.champion.errored:
             raise EngineDead("the champion's engine is gone")
+
+    # what offline runs ask
+
+    @property
+    def champion_name(self) -> str:
+        """What clients ask for."""
+        return self._config.champion.name
+
+    def offer(self, offered: Offered) -> None:
+        """Step 4 for an exchange that was answered before."""
+        self._lane.offer(offered)
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """By challenger."""
+        return self._lane.counts()
+
+    def absent(self) -> dict[str, str]:
+        """The challengers that are not there, and why."""
+        health = {name: side.engine.health() for name, side in self._lane.sides.items()}
+        return {name: found.detail for name, found in health.items() if not found.ready}
+
+    async def room(self, max_pending: int) -> None:
+        """Return when no challenger has more than that before it."""
+        await self._lane.room(max_pending)
+
+    async def idle(self) -> None:
+        """Return when every exchange has ended."""
+        await self._lane.idle()
+
+    async def taken_up(self) -> None:
+        """Return when everything that was recorded before has been judged. Raises RecordError: nothing is recorded."""
+        await self._archive.taken_up()
+
+    def no_more_exchanges(self) -> None:
+        """From here on verdicts are final."""
+        self._archive.no_more()
 
     # what the routes ask
 
@@ -163,10 +204,15 @@ class Server:
         self._archive.control("resume", self._lane.offered())
 
     async def report(self) -> dict[str, Any]:
+        """The same as JSON."""
+        status, summaries = await self.report_parts()
+        return {"status": status, "summaries": [asdict(one) for one in summaries]}
+
+    async def report_parts(self) -> tuple[dict[str, Any], list[ChallengerSummary]]:
         """Status and the figures of each challenger: what the page and the table are made of."""
         status = await self.status()
         busy_s = {challenger["name"]: challenger["busy_s"] for challenger in status["challengers"]}
-        return {"status": status, "summaries": [asdict(one) for one in self._archive.summaries(busy_s)]}
+        return status, self._archive.summaries(busy_s)
 
     async def report_page(self) -> str:
         """The same as one HTML page."""
@@ -248,7 +294,7 @@ def tool_parser(config: Config, engines: Engines) -> ParseTools | None:
         return None
     from understudy.engines.tool_calls import vllm_parser
 
-    return vllm_parser(name, engines.champion.renderer.tokenizer)
+    return vllm_parser(name, engines.tokenizer)
 
 
 def describe(model: ModelSpec) -> dict[str, Any]:

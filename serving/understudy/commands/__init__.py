@@ -8,11 +8,14 @@ from __future__ import annotations
 
 COMMANDS = {
     "audit": "understudy.commands.audit",
+    "compare": "understudy.commands.compare",
     "demo": "understudy.commands.demo",
     "doctor": "understudy.commands.doctor",
     "erase": "understudy.commands.erase",
+    "exchanges": "understudy.commands.exchanges",
     "export": "understudy.commands.export",
     "feedback": "understudy.commands.feedback",
+    "replay": "understudy.commands.replay",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",
     "sql": "understudy.commands.sql",

@@ -43,7 +43,7 @@ CHALLENGER_STEP = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
 
 @dataclass
 class Engines:
-    """Everything that runs a model. ``champion`` is vLLM's AsyncLLM; it is the only one that must be alive."""
+    """Everything that runs a model. ``champion`` is vLLM's AsyncLLM; it must be alive, but in a replay it is None."""
 
     champion: Any
     challengers: Sequence[Engine]
@@ -56,6 +56,12 @@ class Engines:
     """For each engine process: its devices, and the engines that came up in it, the champion first."""
     floor: Engine | None = None
     """The champion's model once more, on a core beside it, where ``shadow.noise_floor`` asks for it."""
+    tokenizer: Any = None
+    """The champion's."""
+
+    def champion_load(self) -> int:
+        """How many requests the champion is answering now."""
+        return 0 if self.champion is None else int(self.champion.get_num_unfinished_requests())
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
@@ -243,6 +249,7 @@ async def start(config: Config) -> Engines:
         engines.champion = await vllm_engine.connect_champion(
             specs[0], home[0], engines.champion_dead, deaths, engines.traffic
         )
+        engines.tokenizer = engines.champion.renderer.tokenizer
         present = {
             models[index].name: await connect_challenger(models[index], specs[index], home[index], engines, deaths)
             for index in range(1, len(models))
@@ -278,6 +285,55 @@ def _meters(
     return found
 
 
+async def start_challengers(config: Config) -> Engines:
+    """The challengers without their champion, of which only the tokenizer is loaded: for a replay.
+
+    Nobody waits for them, so they take whole batches and not the small steps of the shared placement.
+
+    Raises:
+        ConfigError: the placement or a challenger cannot be had.
+    """
+    models, shared = list(config.challengers), config.placement == "shared"
+    args = [engine_args(model, champion=False, shared=shared) for model in models]
+    for model, mine in zip(models, args, strict=True):
+        for name in CHALLENGER_STEP.keys() & mine.keys() - model.engine_args.keys():
+            del mine[name]
+    groups = PLACEMENTS[config.placement](models)
+    deaths = Deaths()
+    folder = socket_folder()
+    specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
+    engines = Engines(None, [], [], folder, asyncio.Event())
+    home: dict[int, EngineProcess] = {}
+    try:
+        for number, group in enumerate(groups):
+            process = EngineProcess.start(
+                [specs[index] for index in group],
+                has_champion=False,
+                environment=environment(models[group[0]].devices),
+                on_dead=deaths.tell,
+                flight=Path(folder) / f"flight-{number}",
+                max_step_ms=config.shadow.max_step_ms,
+                min_device_share=config.shadow.min_device_share,
+            )
+            engines.processes.append(process)
+            home |= dict.fromkeys(group, process)
+        from understudy.engines import vllm_engine
+
+        engines.tokenizer = vllm_engine.load_tokenizer(config.champion)
+        present = {
+            model.name: await connect_challenger(model, specs[index], home[index], engines, deaths)
+            for index, model in enumerate(models)
+        }
+    except BaseException:
+        await engines.close()
+        raise
+    engines.challengers = list(present.values())
+    for group in groups:
+        meters = _meters([models[index].name for index in group], home[group[0]], engines, present)
+        engines.meters.append((models[group[0]].devices, meters))
+    return engines
+
+
 async def connect_challenger(
     model: ModelSpec,
     spec: CoreSpec,
@@ -289,7 +345,7 @@ async def connect_challenger(
     from understudy.engines import vllm_engine
 
     try:
-        return await vllm_engine.connect_challenger(model, spec, process, engines.champion, deaths)
+        return await vllm_engine.connect_challenger(model, spec, process, engines.tokenizer, deaths)
     except Exception as fault:  # whatever it was, it is the challenger's own; status and the log show it
         log.exception("challenger %s did not come up", model.name)
         return AbsentEngine(model.name, f"{type(fault).__name__}: {fault}")

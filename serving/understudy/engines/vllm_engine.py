@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import json
 import time
 import uuid
@@ -23,7 +24,8 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
+from vllm.tokenizers import get_tokenizer
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -36,7 +38,7 @@ from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
-from understudy.errors import EngineDead, EngineError, OutOfMemory, Unsupported
+from understudy.errors import ConfigError, EngineDead, EngineError, OutOfMemory, Unsupported
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
@@ -60,6 +62,21 @@ def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
         log_requests=args.enable_log_requests,
         client_addresses={"input_address": spec.input_address, "output_address": spec.output_address},
     )
+
+
+def load_tokenizer(model: ModelSpec) -> Any:
+    """A model's tokenizer as vLLM has it, without the model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    given = model.engine_args
+    args = {name: given[name] for name in ("tokenizer_mode", "trust_remote_code") if name in given}
+    revision = given.get("tokenizer_revision", given.get("revision"))
+    try:
+        return get_tokenizer(given.get("tokenizer", model.model), revision=revision, **args)
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"champion.model: the tokenizer of {model.model!r} cannot be loaded: {fault}") from fault
 
 
 def declare_dead(llm: AsyncLLM) -> None:
@@ -92,7 +109,7 @@ async def connect_challenger(
     model: ModelSpec,
     spec: CoreSpec,
     process: EngineProcess,
-    champion: AsyncLLM,
+    champion_tokenizer: Any,
     deaths: Deaths,
 ) -> VllmEngine:
     """A challenger that is up and warm.
@@ -104,7 +121,7 @@ async def connect_challenger(
     traffic = Traffic()
     with own_registry() as metrics:
         llm = connect(spec, traffic)
-    engine = VllmEngine(model, llm, champion, load_s, traffic, metrics, partial(process.steps, spec.name))
+    engine = VllmEngine(model, llm, champion_tokenizer, load_s, traffic, metrics, partial(process.steps, spec.name))
     deaths.listen(spec.name, engine.died)
     await engine.warm_up()
     process.flight.forget_slices(process.index(spec.name))
@@ -118,7 +135,7 @@ class VllmEngine:
         self,
         model: ModelSpec,
         llm: AsyncLLM,
-        champion: AsyncLLM,
+        champion_tokenizer: Any,
         load_s: float,
         traffic: Traffic | None = None,
         metrics: CollectorRegistry | None = None,
@@ -130,7 +147,7 @@ class VllmEngine:
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
         self.llm = llm
-        self._champion_tokenizer = champion.renderer.tokenizer
+        self._champion_tokenizer = champion_tokenizer
         self._tokenizer = llm.renderer.tokenizer
         self.same_tokenizer = shares_vocabulary(self._champion_tokenizer, self._tokenizer)
         self._max_model_len: int = llm.model_config.max_model_len
@@ -371,5 +388,41 @@ def describe_parameters(parameters: SamplingParams) -> Mapping[str, Any]:
         value = getattr(parameters, name)
         if not name.startswith("_") and value is not None:
             plain = isinstance(value, bool | int | float | str | list | dict)
-            described[name] = value if plain else repr(value)
+            described[name] = value if plain else _set_in(value) if dataclasses.is_dataclass(value) else repr(value)
     return described
+
+
+def _set_in(value: Any) -> dict[str, Any]:
+    """The fields of one of vLLM's own dataclasses that are set, without what an engine keeps in it."""
+    fields = ((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
+    return {name: given for name, given in fields if given is not None and not name.startswith("_")}
+
+
+# How an answer is delivered, or what only an engine's own request may have.
+_NOT_RESTORED = {
+    "output_kind", "skip_clone", "output_text_buffer_length", "stream_interval", "flat_logprobs", "prompt_logprobs",
+    "prompt_logprob_token_ids", "prompt_logprob_start",
+}  # fmt: skip
+_MAY_BE_TEXT = {"stop"}
+
+
+def restore_parameters(described: Mapping[str, Any]) -> SamplingParams:
+    """The parameters that ``describe_parameters`` described, for a replay.
+
+    Raises:
+        Unsupported: the record does not have them in full, or they are not of this version of vLLM.
+    """
+    values = {name: value for name, value in described.items() if name not in _NOT_RESTORED}
+    for name, value in values.items():
+        if isinstance(value, str) and name not in _MAY_BE_TEXT:  # a repr: older records have some
+            raise Unsupported("parameters_not_recorded", f"{name} is recorded as {value[:80]!r} only")
+    if "logit_bias" in values:  # JSON has no other keys than texts
+        values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
+    try:
+        if "structured_outputs" in values:
+            values["structured_outputs"] = StructuredOutputsParams(**values["structured_outputs"])
+        if "repetition_detection" in values:
+            values["repetition_detection"] = RepetitionDetectionParams(**values["repetition_detection"])
+        return SamplingParams(**values)
+    except (TypeError, ValueError) as fault:
+        raise Unsupported("parameters_not_recorded", str(fault)) from fault

@@ -15,6 +15,7 @@ gave no answer has no pair and counts only for ``missing``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +79,7 @@ class Judge:
         self._session_idle_s = session_idle_s
         self._max_pending_labels = max_pending_labels
         self._clock = clock
+        self._is_over = False
         self._units: dict[str, Units] = {}
         self._labels: dict[str, str] = {}
         self._pending_labels: dict[str, str] = {}
@@ -121,10 +123,14 @@ class Judge:
             del self._pending_labels[next(iter(self._pending_labels))]
         return True
 
+    def no_more(self) -> None:
+        """No exchange will come any more: every session is complete."""
+        self._is_over = True
+
     def verdict(self, challenger: str) -> Verdict:
         """GO if every deciding gate says so, NO-GO if any does, else NOT ENOUGH DATA. Takes milliseconds."""
         units, now_unix_s = self._units.get(challenger) or self._new_units(), self._clock()
-        open_sessions = units.settle(now_unix_s)
+        open_sessions = units.settle(math.inf if self._is_over else now_unix_s)
         num_deciding = sum(gate.decides for gate in self.gates)
         gates = tuple(
             decided(

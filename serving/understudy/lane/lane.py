@@ -153,6 +153,12 @@ class Lane:
             self._moved.clear()
             await self._moved.wait()
 
+    async def room(self, max_pending: int) -> None:
+        """Return when no challenger has more than ``max_pending`` before it: for who can wait, offline."""
+        while len(self._inbox) + max((side.ledger.pending for side in self.sides.values()), default=0) >= max_pending:
+            self._moved.clear()
+            await self._moved.wait()
+
     def pause(self) -> None:
         """The kill switch: nothing starts, what waits is shed, what runs is aborted and shed."""
         self.paused = True

@@ -1,0 +1,110 @@
+"""``understudy exchanges`` put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from understudy.browse.export import Answer, export
+from understudy.browse.listing import listing
+from understudy.browse.select import Filters, View, is_called, newest, worst
+from understudy.browse.show import shown
+from understudy.compare.ranking import number_of
+from understudy.errors import ConfigError, RecordError, UnderstudyError
+from understudy.record import scan
+
+RANKED_BY = "token_agreement"
+"""The number that is shown where nobody asked for another."""
+EVERY = 100
+MAX_SHOWN = 10
+
+
+def run(
+    source: str,
+    filters: Filters,
+    *,
+    since: float | None,
+    until: float | None,
+    worst_by: str | None,
+    show: str | None,
+    export_to: Path | None,
+    answer: Answer,
+    limit: int | None,
+    key: str | None,
+    console: Console,
+) -> None:
+    """List, show or export.
+
+    Raises:
+        ConfigError: ``worst_by`` is no number, or a server was asked for what only its record can tell.
+        UnderstudyError: nothing is there, or the server or the record cannot be asked.
+    """
+    if source.startswith(("http://", "https://")):
+        if show is None or export_to is not None:
+            raise ConfigError(f"{source!r}: a server shows one exchange (--show ID); lists come from its record.url")
+        found = ask(source, show, key)
+    elif show is not None:
+        found = find(source, show, since, until, console)
+    if show is not None:
+        for view in found:
+            console.print(shown(view, list(filters.rows([view]))))
+        return
+    views = watched(scan(source, since=since, until=until), console)
+    number = RANKED_BY if worst_by is None else number_of(worst_by)
+    rows = filters.rows(views)
+    if export_to is not None:
+        chosen = rows if limit is None and worst_by is None else _chosen(rows, worst_by, number, limit)
+        written, left_out = export(chosen, export_to, answer)
+        console.print(f"{written} exchanges written to {export_to}", markup=False, soft_wrap=True)
+        if left_out:
+            console.print(f"{left_out} left out: no text of the request or of the answer is recorded", style="yellow")
+        return
+    listed = _chosen(rows, worst_by, number, limit)
+    if not listed:
+        raise RecordError(f"{source}: no exchange is so" + (f" and has {number}" if worst_by else ""))
+    console.print(listing(listed, number))
+
+
+def _chosen(rows: Any, worst_by: str | None, number: str, limit: int | None) -> Any:
+    most = limit or 20
+    return newest(rows, most) if worst_by is None else worst(rows, number, most)
+
+
+def find(source: str, any_id: str, since: float | None, until: float | None, console: Console) -> list[View]:
+    """The exchanges of a record under an id, at most MAX_SHOWN. Raises RecordError: there is none."""
+    called = (view for view in watched(scan(source, since=since, until=until), console) if is_called(view, any_id))
+    found = list(islice(called, MAX_SHOWN))
+    called.close()
+    if not found:
+        raise RecordError(f"{any_id!r}: no exchange of that id is in {source}")
+    return found
+
+
+def ask(url: str, any_id: str, key: str | None) -> list[View]:
+    """What a server has recorded under an id. Raises UnderstudyError."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/shadow/exchanges/{any_id}", headers=headers, timeout=60)
+    except httpx.HTTPError as fault:
+        raise UnderstudyError(f"{url} cannot be asked: {fault}") from fault
+    if answer.status_code != 200:
+        raise UnderstudyError(f"{url} answers {answer.status_code}: {answer.text[:200]}")
+    found: list[View] = answer.json()["exchanges"]
+    return found
+
+
+def watched(views: Iterator[View], console: Console) -> Iterator[View]:
+    """The same views, with a count on the terminal while it takes long."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading the record")
+        for count, view in enumerate(views, 1):
+            if count % EVERY == 0:
+                bar.update(task, description=f"reading the record: {count:,} exchanges")
+            yield view

@@ -1,0 +1,119 @@
+"""One exchange in a terminal: the conversation, then each challenger's answers beside the champion's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from understudy.browse.conversation import content_of, messages_of
+from understudy.browse.select import Row, View
+from understudy.browse.words import cut, printable, side_by_side
+from understudy.compare.jsontext import is_container, read_loosely
+from understudy.compare.structure import changes
+
+MAX_PROMPT_CHARACTERS = 4_000
+MAX_CHANGES = 20
+NO_ANSWER: Mapping[str, Any] = {"text": "", "finish_reason": None, "token_ids": ()}
+
+
+def shown(view: View, rows: Sequence[Row]) -> RenderableType:
+    """Everything there is to see of it, for ``console.print``."""
+    parts: list[RenderableType] = [_head(view), _conversation(view)]
+    for row in rows:
+        parts += ["", *_beside(row)]
+    return Group(*parts)
+
+
+def _head(view: View) -> Table:
+    arrived = datetime.fromtimestamp(view["arrived_unix_s"], UTC)
+    facts = [
+        ("exchange", view["exchange_id"]),
+        ("request", view["request_id"]),
+        ("client's id", view.get("client_request_id")),
+        ("arrived", f"{arrived:%Y-%m-%d %H:%M:%S} UTC"),
+        ("endpoint", view.get("endpoint")),
+        ("tags", " ".join(f"{name}={value}" for name, value in (view.get("tags") or {}).items())),
+        ("labels", ", ".join(str(each["label"]) for each in view.get("feedback") or ())),
+    ]
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        if value:
+            table.add_row(Text(name, "dim"), Text(printable(str(value))))
+    return table
+
+
+def _conversation(view: View) -> RenderableType:
+    messages = messages_of(view)
+    if messages is None:
+        return Text("The text of the request is not recorded.", "dim")
+    text = Text()
+    for message in messages:
+        text.append(f"\n{printable(str(message.get('role', '?')))}: ", "bold cyan")
+        text.append(printable(cut(content_of(message), MAX_PROMPT_CHARACTERS)))
+    return text
+
+
+def _beside(row: Row) -> Iterator[RenderableType]:
+    end = row.end
+    title = Text.assemble(
+        (f" {end['state']} ", "reverse"), ("  challenger ", "dim"), (printable(row.challenger), "bold")
+    )
+    why = " ".join(printable(str(each)) for each in (end.get("reason"), end.get("detail")) if each)
+    if why:
+        title.append(f"   {why}")
+    yield title
+    champion = row.view["champion"]["answers"]
+    challenger = (end.get("observation") or {}).get("answers") or ()
+    if challenger:
+        for index in range(max(len(champion), len(challenger))):
+            theirs = champion[index] if index < len(champion) else None
+            mine = challenger[index] if index < len(challenger) else None
+            yield _answers(theirs, mine)
+            yield from _structure(theirs, mine)
+    else:
+        yield _answers(champion[0] if champion else None, None)
+    if end.get("comparison"):
+        yield _numbers(end["comparison"])
+
+
+def _answers(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+    table.add_column(f"champion {_ending(theirs)}", ratio=1, overflow="fold")
+    table.add_column(f"challenger {_ending(mine)}", ratio=1, overflow="fold")
+    left, right = side_by_side((theirs or NO_ANSWER)["text"], (mine or NO_ANSWER)["text"])
+    table.add_row(
+        *(Text("no answer", "dim") if given is None else text for given, text in ((theirs, left), (mine, right)))
+    )
+    return table
+
+
+def _ending(answer: Mapping[str, Any] | None) -> str:
+    return "" if answer is None else f"({len(answer['token_ids'])} tokens, {answer['finish_reason']})"
+
+
+def _structure(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -> Iterator[RenderableType]:
+    """Where both are JSON: the paths at which they differ."""
+    read = [read_loosely((answer or NO_ANSWER)["text"]) for answer in (theirs, mine)]
+    if not all(map(is_container, read)):
+        return
+    found = changes(*read)
+    table = Table("path", "difference", "champion", "challenger", box=box.SIMPLE, padding=(0, 1))
+    for change in found[:MAX_CHANGES]:
+        values = (json.dumps(value, ensure_ascii=False) for value in (change.champion, change.challenger))
+        table.add_row(*(Text(printable(each)) for each in (change.path, change.kind, *values)))
+    if found:
+        yield table
+    if len(found) > MAX_CHANGES:
+        yield Text(f"... and {len(found) - MAX_CHANGES} more differences", "dim")
+
+
+def _numbers(comparison: Mapping[str, Any]) -> RenderableType:
+    return Columns([Text.assemble((f"{name} ", "dim"), f"{float(value):.4g}  ") for name, value in comparison.items()])

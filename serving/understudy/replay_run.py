@@ -1,0 +1,148 @@
+"""``understudy replay``: new challengers over recorded exchanges, as if they had shadowed them.
+
+The champion is not loaded. Each exchange has the prompt's token ids, the parameters as resolved, the champion's answer
+and the labels that were recorded; a challenger with another tokenizer renders the recorded request by its own template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from understudy import offline
+from understudy.archive import from_view
+from understudy.config import parse
+from understudy.errors import ConfigError, RecordError, Unsupported
+from understudy.judge.base import NOT_EXCHANGES
+from understudy.record import scan
+from understudy.types import Ending, Exchange, State
+from understudy.variants import with_gates, with_models
+
+Restore = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A recorded exchange as the lane takes it (lane.Offered)."""
+
+    exchange: Exchange
+    unsupported: None = None
+    shadow_off: bool = False
+
+    @property
+    def exchange_id(self) -> str:
+        """The recorded one, so that labels and sessions go on to apply."""
+        return self.exchange.exchange_id
+
+    def complete(self) -> Exchange:
+        """It is complete."""
+        return self.exchange
+
+
+def run(
+    record: str,
+    *,
+    since: float | None,
+    until: float | None,
+    out: Path,
+    concurrency: int,
+    gate: bool,
+    label_pattern: str | None,
+    **models: Any,
+) -> int:
+    """Everything that ``understudy replay`` does; returns the exit code.
+
+    Raises:
+        ConfigError: options or the configuration are wrong; no engine was started.
+        RecordError: there is no record.
+    """
+    console = offline.wide_console()
+    raw = with_gates(with_models(**models), label_pattern)
+    raw = offline.offline_config(raw, out=out, concurrency=concurrency, has_champion=False)
+    config = parse(raw)
+    if config.record.folder.resolve() == Path(record.removeprefix("file://")).resolve():
+        raise ConfigError(f"--out: {str(out)!r} must not hold the record that is replayed")
+    offline.take_folder(out, {"config": raw, "record": record, "since": since, "until": until})
+    done = finished(out / "record", [model.name for model in config.challengers])
+    total = sum(view["exchange_id"] not in done for view in scan(record, since=since, until=until))
+    if not total and not done:
+        raise RecordError(f"{record}: has no exchange to replay")
+    views = (view for view in scan(record, since=since, until=until) if view["exchange_id"] not in done)
+    return asyncio.run(_run(raw, views, total, out=out, concurrency=concurrency, gate=gate, console=console))
+
+
+async def _run(
+    raw: Mapping[str, Any],
+    views: Iterator[Mapping[str, Any]],
+    total: int,
+    *,
+    out: Path,
+    concurrency: int,
+    gate: bool,
+    console: Console,
+) -> int:
+    async with offline.started(raw, serve=False, console=console) as server:
+        from understudy.engines.vllm_engine import restore_parameters
+
+        left_out: Counter[str] = Counter()
+        offers = replayable(views, restore_parameters, left_out)
+        outcome = await offline.replay(server, offers, total=total, concurrency=concurrency, console=console)
+        code = await offline.finish(server, outcome, out=out, gate=gate, console=console)
+    for reason, count in sorted(left_out.items()):
+        console.print(f"{count} recorded exchanges were left out: {reason}", style="yellow", markup=False)
+    return code
+
+
+def replayable(
+    views: Iterator[Mapping[str, Any]], restore: Restore, left_out: Counter[str]
+) -> Iterator[tuple[Replayed, Sequence[str]]]:
+    """Each exchange that can be replayed, with its labels. ``left_out`` counts the others by their reason."""
+    for view in views:
+        try:
+            exchange, endings, labels = from_view(view)
+        except RecordError as fault:
+            left_out[f"the record of it cannot be read ({fault})"] += 1
+            continue
+        why = why_not(exchange, endings)
+        if why is not None:
+            left_out[why] += 1
+            continue
+        try:
+            exchange = replace(exchange, parameters=restore(exchange.parameters or {}))
+        except Unsupported as fault:
+            left_out[f"its parameters are not recorded in full ({fault})"] += 1
+        else:
+            yield Replayed(exchange), labels
+
+
+def why_not(exchange: Exchange, endings: Mapping[str, Ending]) -> str | None:
+    """Why an exchange cannot be replayed: it never was one of the champion's, or its text was not recorded."""
+    for ending in endings.values():
+        if ending.state is State.SHED and ending.reason in NOT_EXCHANGES:
+            return f"no challenger could have met it ({ending.reason})"
+    if not exchange.champion.prompt_token_ids:
+        return "its text was redacted or never recorded"
+    if any(answer.text and not answer.token_ids for answer in exchange.champion.answers):
+        return "its text was redacted or never recorded"
+    return None
+
+
+def finished(record: Path, challengers: Sequence[str]) -> set[str]:
+    """The exchanges that an interrupted run of the same kind has ended for every challenger."""
+    unfinished = {State.PENDING.value, State.EXPIRED.value}
+    if not record.exists():
+        return set()
+    try:
+        return {
+            view["exchange_id"]
+            for view in scan(record)
+            if not unfinished & {view["challengers"].get(name, {}).get("state", "pending") for name in challengers}
+        }
+    except RecordError:
+        return set()  # it was interrupted before anything was written
