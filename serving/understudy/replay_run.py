@@ -20,7 +20,8 @@ from understudy.archive import from_view
 from understudy.config import parse
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.judge.base import NOT_EXCHANGES
-from understudy.record import scan
+from understudy.record import Damage, decode, scan
+from understudy.record.scanning import sources_at
 from understudy.types import Ending, Exchange, State
 from understudy.variants import with_gates, with_models
 
@@ -63,7 +64,9 @@ def run(
         RecordError: there is no record.
     """
     console = offline.wide_console()
-    raw = with_gates(with_models(**models), label_pattern)
+    recorded = None if models["champion"] is not None else champion_in(record)
+    raw = with_gates(with_models(**models, recorded=recorded), label_pattern)
+    only = recorded["name"] if recorded is not None and raw["champion"] == recorded else None
     raw = offline.offline_config(raw, out=out, concurrency=concurrency, has_champion=False)
     config = parse(raw)
     if config.record.folder.resolve() == Path(record.removeprefix("file://")).resolve():
@@ -74,13 +77,14 @@ def run(
     if not total and not done:
         raise RecordError(f"{record}: has no exchange to replay")
     views = (view for view in scan(record, since=since, until=until) if view["exchange_id"] not in done)
-    return asyncio.run(_run(raw, views, total, out=out, concurrency=concurrency, gate=gate, console=console))
+    return asyncio.run(_run(raw, views, total, only, out=out, concurrency=concurrency, gate=gate, console=console))
 
 
 async def _run(
     raw: Mapping[str, Any],
     views: Iterator[Mapping[str, Any]],
     total: int,
+    only: str | None,
     *,
     out: Path,
     concurrency: int,
@@ -91,7 +95,7 @@ async def _run(
         from understudy.engines.vllm_engine import restore_parameters
 
         left_out: Counter[str] = Counter()
-        offers = replayable(views, restore_parameters, left_out)
+        offers = replayable(views, restore_parameters, left_out, only)
         outcome = await offline.replay(server, offers, total=total, concurrency=concurrency, console=console)
         code = await offline.finish(server, outcome, out=out, gate=gate, console=console)
     for reason, count in sorted(left_out.items()):
@@ -100,16 +104,21 @@ async def _run(
 
 
 def replayable(
-    views: Iterator[Mapping[str, Any]], restore: Restore, left_out: Counter[str]
+    views: Iterator[Mapping[str, Any]], restore: Restore, left_out: Counter[str], only: str | None = None
 ) -> Iterator[tuple[Replayed, Sequence[str]]]:
-    """Each exchange that can be replayed, with its labels. ``left_out`` counts the others by their reason."""
+    """Each exchange that can be replayed, with its labels. ``left_out`` counts the others by their reason.
+
+    ``only`` is the name of the champion whose answers count; a record may go on under another one.
+    """
     for view in views:
         try:
             exchange, endings, labels = from_view(view)
         except RecordError as fault:
             left_out[f"the record of it cannot be read ({fault})"] += 1
             continue
-        why = why_not(exchange, endings)
+        why = why_not(exchange, endings, view)
+        if only is not None and exchange.champion.model != only:
+            why = f"another champion answered it ({exchange.champion.model})"
         if why is not None:
             left_out[why] += 1
             continue
@@ -121,16 +130,30 @@ def replayable(
             yield Replayed(exchange), labels
 
 
-def why_not(exchange: Exchange, endings: Mapping[str, Ending]) -> str | None:
+def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str, Any]) -> str | None:
     """Why an exchange cannot be replayed: it never was one of the champion's, or its text was not recorded."""
     for ending in endings.values():
         if ending.state is State.SHED and ending.reason in NOT_EXCHANGES:
             return f"no challenger could have met it ({ending.reason})"
-    if not exchange.champion.prompt_token_ids:
-        return "its text was redacted or never recorded"
-    if any(answer.text and not answer.token_ids for answer in exchange.champion.answers):
-        return "its text was redacted or never recorded"
+    redacted = any(answer.get("num_tokens") and not answer["token_ids"] for answer in view["champion"]["answers"])
+    if redacted or not exchange.champion.prompt_token_ids:
+        return "its text was redacted, or never recorded"
     return None
+
+
+def champion_in(record: str) -> dict[str, Any] | None:
+    """The newest champion that the record names, as the configuration has it; None in a record that names none.
+
+    Raises:
+        RecordError: there is no record.
+    """
+    found: dict[str, Any] | None = None
+    for source in sources_at(record):
+        for place, head in source.heads(Damage().report):
+            control = decode(source.document(place)) if head.kind == "control" else {}
+            if control.get("action") == "identity" and (said := control["detail"].get("champion")):
+                found = {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
+    return found
 
 
 def finished(record: Path, challengers: Sequence[str]) -> set[str]:

@@ -40,8 +40,11 @@ def with_models(
     challengers: Sequence[str],
     engine_args: str | None,
     placement: str | None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The raw configuration: the file's, with the models and the placement of the command line over it.
+
+    ``recorded`` is the champion where neither names one.
 
     Raises:
         ConfigError: a file or an option is wrong, or no model or challenger is given anywhere.
@@ -55,6 +58,8 @@ def with_models(
         raw["challengers"] = [model_of(each, args) for each in challengers]
     if placement is not None:
         raw["placement"] = placement
+    if recorded is not None:
+        raw.setdefault("champion", dict(recorded))
     if not raw.get("champion"):
         raise ConfigError("--champion: is required, here or as 'champion' in --config")
     if not raw.get("challengers") and not raw.get("challenger"):

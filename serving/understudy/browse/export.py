@@ -74,4 +74,4 @@ def _plain(row: Row) -> dict[str, Any] | None:
 
 def _first(observation: Mapping[str, Any] | None) -> str | None:
     answers = (observation or {}).get("answers") or ()
-    return answers[0]["text"] if answers else None
+    return answers[0]["text"] if answers and not answers[0].get("text_hmac") else None

@@ -89,14 +89,22 @@ def _answers(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -
     table.add_column(f"champion {_ending(theirs)}", ratio=1, overflow="fold")
     table.add_column(f"challenger {_ending(mine)}", ratio=1, overflow="fold")
     left, right = side_by_side((theirs or NO_ANSWER)["text"], (mine or NO_ANSWER)["text"])
-    table.add_row(
-        *(Text("no answer", "dim") if given is None else text for given, text in ((theirs, left), (mine, right)))
-    )
+    table.add_row(_or_why_not(theirs, left), _or_why_not(mine, right))
     return table
 
 
+def _or_why_not(answer: Mapping[str, Any] | None, text: Text) -> Text:
+    if answer is None:
+        return Text("no answer", "dim")
+    return Text("not recorded", "dim") if answer.get("text_hmac") else text
+
+
 def _ending(answer: Mapping[str, Any] | None) -> str:
-    return "" if answer is None else f"({len(answer['token_ids'])} tokens, {answer['finish_reason']})"
+    return "" if answer is None else f"({_num_tokens(answer)} tokens, {answer['finish_reason']})"
+
+
+def _num_tokens(answer: Mapping[str, Any]) -> int:
+    return int(answer.get("num_tokens") or len(answer["token_ids"]))
 
 
 def _structure(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -> Iterator[RenderableType]:

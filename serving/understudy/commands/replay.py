@@ -16,7 +16,7 @@ from understudy.errors import UnderstudyError
 @click.command()
 @click.option("--record", required=True, help="The record to replay: record.url of the server that wrote it.")
 @click.option("--challenger", "challengers", multiple=True, help="[NAME=]MODEL[+ADAPTER]; give as many as you like.")
-@click.option("--champion", help="The champion's MODEL; only its tokenizer is loaded.")
+@click.option("--champion", help="The champion's MODEL, if not the recorded one; only its tokenizer is loaded.")
 @click.option("--config", type=click.Path(dir_okay=False), help="YAML as for serve; what is given here wins.")
 @click.option("--since", callback=unix_s, help="Only exchanges from then on: 2026-11-24, 2026-11-24T10:00, or 90m ago.")
 @click.option("--until", callback=unix_s, help="Only exchanges before then.")
