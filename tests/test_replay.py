@@ -44,8 +44,8 @@ def replayed(record: Path, only: str | None = None) -> tuple[list[Any], Counter[
 
 def test_exchanges_come_back_with_their_parameters_labels_and_facts(tmp_path: Path) -> None:
     record = write(tmp_path, accepted(1), ended(1), feedback("ex-1", "bad"), feedback("ex-1", "good"))
-    ((offered, labels),), left_out = replayed(record)
-    assert list(labels) == ["bad", "good"]
+    ((offered, given),), left_out = replayed(record)
+    assert [(each.id, each.label) for each in given] == [("ex-1", "bad"), ("ex-1", "good")]
     whole = offered.complete()
     assert (offered.exchange_id, offered.unsupported, offered.shadow_off) == ("ex-1", None, False)
     assert whole.parameters == ("restored", {"temperature": 0.0})

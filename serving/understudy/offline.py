@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +26,7 @@ from understudy.config import ShadowSpec
 from understudy.errors import ConfigError
 from understudy.lane.lane import Offered
 from understudy.prompts import Prompt
+from understudy.record import Feedback
 from understudy.report.fetch import EXIT_CODES, MIN_WIDTH
 from understudy.report.page import report_page
 from understudy.report.table import print_report
@@ -99,22 +101,27 @@ async def compare(server: Server, prompts: Sequence[Prompt], *, concurrency: int
             if answer.status_code != 200:
                 refused[prompt.line] = _message(answer)
             elif prompt.label is not None:
-                await server.feedback(prompt.id, prompt.label)
+                await server.feedback(Feedback(prompt.id, prompt.label, time.time()))
 
         interrupted = await _work(server, prompts, send, concurrency, "champion", console)
     return Outcome(refused, interrupted)
 
 
 async def replay(
-    server: Server, offers: Iterable[tuple[Offered, Sequence[str]]], *, total: int, concurrency: int, console: Console
+    server: Server,
+    offers: Iterable[tuple[Offered, Sequence[Feedback]]],
+    *,
+    total: int,
+    concurrency: int,
+    console: Console,
 ) -> Outcome:
-    """Offer recorded exchanges to the lane, each with its labels, and wait until every challenger has ended each."""
+    """Offer recorded exchanges to the lane, each with its feedback, and wait until every challenger has ended each."""
 
-    async def offer(each: tuple[Offered, Sequence[str]]) -> None:
-        offered, labels = each
+    async def offer(each: tuple[Offered, Sequence[Feedback]]) -> None:
+        offered, feedback = each
         server.offer(offered)
-        for label in labels:
-            await server.feedback(offered.exchange_id, label)
+        for given in feedback:
+            await server.feedback(given)
 
     interrupted = await _work(server, offers, offer, concurrency, "read from the record", console, total=total)
     return Outcome({}, interrupted)

@@ -20,7 +20,7 @@ from understudy.archive import from_view
 from understudy.config import parse
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.judge.base import NOT_EXCHANGES
-from understudy.record import Damage, decode, scan
+from understudy.record import Damage, Feedback, decode, scan
 from understudy.record.scanning import sources_at
 from understudy.types import Ending, Exchange, State
 from understudy.variants import with_gates, with_models
@@ -105,14 +105,14 @@ async def _run(
 
 def replayable(
     views: Iterator[Mapping[str, Any]], restore: Restore, left_out: Counter[str], only: str | None = None
-) -> Iterator[tuple[Replayed, Sequence[str]]]:
-    """Each exchange that can be replayed, with its labels. ``left_out`` counts the others by their reason.
+) -> Iterator[tuple[Replayed, Sequence[Feedback]]]:
+    """Each exchange that can be replayed, with its feedback. ``left_out`` counts the others by their reason.
 
     ``only`` is the name of the champion whose answers count; a record may go on under another one.
     """
     for view in views:
         try:
-            exchange, endings, labels = from_view(view)
+            exchange, endings, _ = from_view(view)
         except RecordError as fault:
             left_out[f"the record of it cannot be read ({fault})"] += 1
             continue
@@ -127,7 +127,12 @@ def replayable(
         except Unsupported as fault:
             left_out[f"its parameters are not recorded in full ({fault})"] += 1
         else:
-            yield Replayed(exchange), labels
+            yield Replayed(exchange), [feedback_of(exchange.exchange_id, given) for given in view["feedback"]]
+
+
+def feedback_of(exchange_id: str, given: Mapping[str, Any]) -> Feedback:
+    """As it was given, for this one exchange."""
+    return Feedback(exchange_id, given["label"], given["at_unix_s"], given.get("value"), given.get("name") or "")
 
 
 def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str, Any]) -> str | None:

@@ -29,8 +29,8 @@ class Row:
     @property
     def label(self) -> str | None:
         """The newest label, if any was given."""
-        given = self.view.get("feedback") or ()
-        return given[-1]["label"] if given else None
+        given = [each["label"] for each in self.view.get("feedback") or () if each["label"]]
+        return given[-1] if given else None
 
 
 @dataclass(frozen=True, slots=True)

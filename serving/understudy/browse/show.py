@@ -41,7 +41,7 @@ def _head(view: View) -> Table:
         ("arrived", f"{arrived:%Y-%m-%d %H:%M:%S} UTC"),
         ("endpoint", view.get("endpoint")),
         ("tags", " ".join(f"{name}={value}" for name, value in (view.get("tags") or {}).items())),
-        ("labels", ", ".join(str(each["label"]) for each in view.get("feedback") or ())),
+        ("labels", ", ".join(str(each["label"]) for each in view.get("feedback") or () if each["label"])),
     ]
     table = Table.grid(padding=(0, 2))
     for name, value in facts:
