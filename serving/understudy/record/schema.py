@@ -1,34 +1,10 @@
-"""What is in the record: four kinds of event, each one JSON object on a line of its own.
+"""What is in the record: four kinds of event. SCHEMA.md lists every field of what they are written as.
 
-Every object starts with ``crc`` (put there by log.py), ``v`` (the version of this schema, 1) and ``kind``:
-
-    accepted   exchange_id, request_id, client_request_id, arrived_unix_s,
-               challengers: those this exchange was sampled for,
-               offered: {challenger: how many exchanges were offered for it so far, over all restarts},
-               endpoint, tags, shadow_off, body (the request's, where it was kept), prompt_text,
-               parameters: the champion's, as the caller's ``describe_parameters`` put them,
-               champion: an observation
-    ended      exchange_id, challenger, at_unix_s, state, reason, detail,
-               observation: the challenger's, with its scores, or null
-               comparison: {name: number}, or null
-               floor: the champion met by itself, {comparison, reason}, or null; what it said then is not kept
-    feedback   id: an exchange's own id, the champion's request id or the client's; label, at_unix_s
-    control    action: start, stop, pause, resume or another word of the caller's; ``recording_resumed`` is
-               the keeper's own, after a gap; detail: {...}, at_unix_s, offered,
-               num_lost: events that could not be recorded before this one
-
-    observation   model, outcome, rendered, error, prompt_token_ids,
-                  timings {arrived_s, first_token_s, finished_s},
-                  answers [{text, finish_reason, token_ids, logprobs}],
-                  scores [{logprobs, ranks, entropies, top1}],
-                  measured {queue_s, prefill_s, decode_s, cached_prompt_tokens, batch_size,
-                            gaps [[bucket, count]]}
+    Accepted   an exchange was sampled            Ended     it ended for one challenger
+    Feedback   what a user said of it, later      Control   something was done to the shadow or the record
 
 ``offered`` is cumulative and travels in events that are written anyway, so that offers that were not sampled
-cost nothing and the last event read has the right number. Seconds without ``unix`` are monotonic: only their
-differences mean something. JSON has no infinities: a number that is not finite is the string "inf", "-inf" or
-"nan". A field that is missing when read has its default, a field that is not known is skipped, another ``v``
-is an error.
+cost nothing and the last event read has the right number.
 """
 
 from __future__ import annotations
