@@ -186,6 +186,12 @@ class Exchange:
     champion: Observation
 
 
+def unseen(exchange_id: str, now_unix_s: float) -> Exchange:
+    """An exchange of which nothing could be kept but that it was: the record still holds how it ended."""
+    champion = Observation("", Outcome.FINISHED, (), (), Timings(0.0, None, 0.0))
+    return Exchange(exchange_id, "", now_unix_s, RequestFacts(), {}, None, champion)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Numbers by name, higher is better where a gate reads them. A missing name could not be computed."""

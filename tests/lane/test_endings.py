@@ -147,7 +147,9 @@ async def test_an_exchange_that_cannot_be_read_is_accounted_for_on_every_side() 
     async with running(WatchedEngine("a"), WatchedEngine("b")) as stage:
         stage.lane.offer(Offer(exchange("bad"), fault=ValueError("no")))
         stage.lane.offer(Offer(exchange("good")))
-        await stage.ear.hears(2)
+        await stage.ear.hears(4)
+        assert stage.ear.accepted_ids == ["bad", "good"]
+        assert stage.ear.words()[:2] == ["failed unreadable"] * 2
         assert stage.counts("a")["failed"] == stage.counts("b")["failed"] == {"unreadable": 1}
         assert stage.counts("a")["compared"] == stage.counts("b")["compared"] == 1
         assert stage.lane.guard.swallowed == {"intake": 1}

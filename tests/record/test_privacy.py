@@ -21,7 +21,7 @@ from understudy.record.recording import Recording
 from understudy.record.redactors import load
 from understudy.record.seal import seal
 from understudy.record.sources import Source
-from understudy.types import Answer, Ending, RequestFacts, State
+from understudy.types import Answer, Ending, RequestFacts, Score, State
 
 from .builders import accepted, ended, flush, observation, open_keeper
 
@@ -170,6 +170,17 @@ def test_what_the_challenger_says_and_what_failed(tmp_path: Path) -> None:
         no_trace(content)
         assert found["challengers"]["b"]["reason"] == "engine_error"
         assert found["feedback"][0]["label"] == "right, [email]"
+
+
+@pytest.mark.parametrize("mode", ["redacted", "none"])
+def test_the_challengers_first_choices_are_no_way_round(tmp_path: Path, mode: Any) -> None:
+    """They are token ids, and nearly those of the champion's answer, which had a hit."""
+    seen = observation("b", scores=(Score((-0.5,), (1,), (0.25,), (4242,)),))
+    events = (private("answer"), Ended("ex-1", "b", Ending(State.COMPARED, challenger=seen), 1.0))
+    found, content = written(tmp_path, Privacy(mode, (redact,), b"secret"), *events)
+    assert b"4242" not in content
+    scores = found["challengers"]["b"]["observation"]["scores"]
+    assert scores == [{"logprobs": [-0.5], "ranks": [1], "entropies": [0.25], "top1": []}]
 
 
 def test_a_redactor_that_fails_leaves_hashes_and_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,9 +25,10 @@ from understudy.lane.floor import NoiseFloor
 from understudy.lane.guard import Guard
 from understudy.lane.ledger import Counted, Ledger, total
 from understudy.lane.sampling import is_sampled
-from understudy.types import Ending, Exchange, Outcome, Phase, State
+from understudy.types import Ending, Exchange, Outcome, Phase, State, unseen
 
 MAX_INBOX = 100_000
+MAX_UNSEEN = 100_000  # ids; beyond it they are only counted
 PRESSURE_POLL_S = 0.02
 
 
@@ -111,6 +112,7 @@ class Lane:
         self._over_cap = over_cap
         self._clock = clock
         self._inbox: deque[Offered] = deque()
+        self._unseen: deque[str] = deque()
         self._moved = asyncio.Event()
         self._closing = False
         self._wake = asyncio.Event()
@@ -149,7 +151,7 @@ class Lane:
 
     async def idle(self) -> None:
         """Return when nothing is waiting or running: for tests and benchmarks."""
-        while self._inbox or any(side.ledger.pending for side in self.sides.values()):
+        while self._inbox or self._unseen or any(side.ledger.pending for side in self.sides.values()):
             self._moved.clear()
             await self._moved.wait()
 
@@ -204,9 +206,12 @@ class Lane:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._inbox:
+            while self._inbox or self._unseen:
                 with self.guard("intake"):
-                    self._take_one(self._inbox.popleft())
+                    if self._inbox:
+                        self._take_one(self._inbox.popleft())
+                    else:
+                        self._tell_unseen(self._unseen.popleft(), Ending(State.SHED, "inbox_full"))
                 self._moved.set()
                 await asyncio.sleep(0)  # the champion's answers come first, also in this loop
 
@@ -223,8 +228,10 @@ class Lane:
         if exchange is not None:
             self._accept(exchange, offered.unsupported)
             return
+        ending = Ending(State.FAILED, "unreadable")
         for side in self.sides.values():  # it could not be read: still accounted for
-            side.ledger.end(Ending(State.FAILED, "unreadable"))
+            side.ledger.end(ending)
+        self._tell_unseen(offered.exchange_id, ending)
 
     def _accept(self, exchange: Exchange, unsupported: str | None) -> None:
         """Step 5, and the queue of each challenger."""
@@ -242,12 +249,24 @@ class Lane:
                 side.wake.set()
 
     def _shed_unseen(self, offered: Offered) -> None:
-        """The lane is so far behind that not even the exchange is kept: counted, never recorded."""
+        """The lane is so far behind that not even the exchange is kept: counted now, and told to the record later."""
+        sampled = not offered.shadow_off and is_sampled(offered.exchange_id, self.spec.sample)
         for side in self.sides.values():
             side.ledger.offer()
-            if not offered.shadow_off and is_sampled(offered.exchange_id, self.spec.sample):
+            if sampled:
                 side.ledger.sample()
                 side.ledger.end(Ending(State.SHED, "inbox_full"))
+        if sampled and len(self._unseen) < MAX_UNSEEN:
+            self._unseen.append(offered.exchange_id)
+
+    def _tell_unseen(self, exchange_id: str, ending: Ending) -> None:
+        """The record hears of what is counted already, so that the counts are the same after a restart."""
+        exchange = unseen(exchange_id, time.time())
+        with self.guard("record"):
+            self._witnesses.accepted(exchange, list(self.sides), self.offered())
+        for name in self.sides:
+            with self.guard("record"):
+                self._witnesses.ended(exchange, name, ending)
 
     def _ends_at_once(self, side: Side, exchange: Exchange, unsupported: str | None) -> Ending | None:
         if exchange.champion.outcome is Outcome.CANCELLED:

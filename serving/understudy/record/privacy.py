@@ -121,7 +121,8 @@ class _Hashes:
         return done
 
     def _observation(self, seen: Mapping[str, Any]) -> Document:
-        done = {**seen, "answers": [self._answer(each) for each in seen["answers"]]}
+        answers = [self._answer(each) for each in seen["answers"]]
+        done = {**seen, "answers": answers, "scores": _without_ids(seen["scores"])}
         if seen["error"] is not None:  # its kind is ours, its words may be anybody's
             kind = seen["error"].partition(":")[0]
             done["error"] = kind if kind.isidentifier() else "error"
@@ -177,6 +178,7 @@ class _Redaction:
         if prompt is not None and not prompt_is_clean:  # null is the champion's, which has its own rule
             done |= {"prompt_token_ids": (), "num_prompt_tokens": len(prompt)}
         done["answers"] = [self._answer(each) for each in seen["answers"]]
+        done["scores"] = _without_ids(seen["scores"])
         return done
 
     def _answer(self, answer: Mapping[str, Any]) -> Document:
@@ -211,6 +213,11 @@ class _Redaction:
                 return [self._walk(each) for each in value]
             case _:
                 return self._text(repr(value))
+
+
+def _without_ids(scores: Sequence[Mapping[str, Any]]) -> list[Document]:
+    """Numbers only: the challenger's own first choices are nearly the champion's text, whatever that had in it."""
+    return [{name: () if name == "top1" else value for name, value in each.items()} for each in scores]
 
 
 FULL = Privacy()

@@ -1,0 +1,138 @@
+"""Archive and record together, as the configuration has them: who opts out, who acts, and what a bad store does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.builders import exchange, in_loop
+
+import understudy.archive as archive_module
+from understudy.archive import Archive
+from understudy.config import RecordSpec, ShadowSpec
+from understudy.engines.fake import FakeEngine
+from understudy.errors import ConfigError
+from understudy.lane.guard import Guard
+from understudy.lane.lane import Lane
+from understudy.record import scan, upkeep
+from understudy.record.audit import audit
+from understudy.record.lines import segments
+from understudy.record.recording import Recording
+from understudy.record.signing import Signer, make_key
+from understudy.record.sources import Source
+from understudy.record.sql import query
+from understudy.types import Answer, RequestFacts
+
+from .builders import Offer
+
+
+def describe(_: Any) -> Mapping[str, Any]:
+    return {"temperature": 0.5}
+
+
+async def opened(recording: Recording, guard: Guard | None = None) -> Archive:
+    archive = await Archive.open(recording.log, describe, (), guard or Guard(), recording)
+    archive.take_up()
+    return archive
+
+
+@in_loop
+async def test_who_opts_out_leaves_no_trace(tmp_path: Path) -> None:
+    archive = await opened(Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0"))
+    lane = Lane([FakeEngine("b")], ShadowSpec(), archive)
+    lane.start()
+    secret = exchange("x-secret", Answer((1,), "SECRET", "stop"), facts=RequestFacts(client_request_id="SECRET"))
+    lane.offer(Offer(secret, shadow_off=True))
+    lane.offer(Offer(exchange("x-open")))
+    await lane.idle()
+    await lane.close()
+    await archive.close()
+    assert [view["exchange_id"] for view in scan(tmp_path / "r")] == ["x-open"]
+    content = b"".join(path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file())
+    assert b"x-open" in content
+    assert b"ecret" not in content
+    assert b"SECRET" not in content
+
+
+@in_loop
+async def test_every_human_action_is_an_entry_of_the_chain(tmp_path: Path) -> None:
+    make_key(tmp_path / "key.pem")
+    spec = RecordSpec(url=str(tmp_path / "r"), signing_key=str(tmp_path / "key.pem"))
+    recording = Recording.of(spec, "replica-0").of_rollout("abc123")
+    archive = await opened(recording)
+    archive.control("start", {"b": 0}, {"gates_sha256": "77"})
+    for action in ("pause", "resume", "stop"):
+        archive.control(action, {"b": 1})
+    await archive.close()
+    rows = query(spec.url, "SELECT action, rollout FROM controls ORDER BY at_unix_s")[1]
+    assert rows == [(action, "abc123") for action in ("start", "pause", "resume", "stop", "checkpoint")]
+    done = audit(Source(recording.log, recording.store), "replica-0", Signer(tmp_path / "key.pem").public_key)
+    assert (done.findings, done.num_checkpoints) == ([], 1)
+
+
+@in_loop
+async def test_the_archive_has_its_record_cared_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cared = asyncio.Event()
+    run = upkeep.run
+
+    async def watched(*args: Any, **options: Any) -> dict[str, Any]:
+        done = await run(*args, **options)
+        if done["done"]["sealed"]:
+            cared.set()
+        return done
+
+    monkeypatch.setattr(archive_module, "CARE_S", 0.01)
+    monkeypatch.setattr(upkeep, "run", watched)
+    recording = Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0")
+    guard = Guard()
+    archive = await opened(recording, guard)
+    archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert await archive.find("x1")
+    keeper: Any = archive._keeper
+    keeper.begin_file()
+    archive.accepted(exchange("x2"), ["b"], {"b": 2})
+    await cared.wait()
+    assert Source(recording.log, recording.store).sealed() == [1]
+    assert len(segments(recording.log)) == 1
+    assert await archive.find("x1")
+    assert await archive.find("x2")
+    await archive.close()
+    assert not guard.swallowed
+
+
+@in_loop
+async def test_a_store_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file where the folder should be")
+    archive = await opened(Recording.of(RecordSpec(url=str(tmp_path / "r"), text="redacted"), "replica-0"))
+    archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert archive.status()["recording"] is False
+    await archive.close()
+
+
+def test_a_configuration_that_cannot_be_kept_to_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    for spec, word in (
+        (RecordSpec(url=str(tmp_path), signing_key=str(tmp_path / "none.pem")), "record.signing_key: .*none.pem"),
+        (RecordSpec(url=str(tmp_path), text="redacted", redactors=("nowhere:f",)), "record.redactors: 'nowhere:f'"),
+        (RecordSpec(url="nosuch://bucket/x", spool=str(tmp_path)), "record.url: 'nosuch://bucket/x'"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            Recording.of(spec, "replica-0")
+
+
+@in_loop
+async def test_only_the_owner_reads_it(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        archive = await opened(Recording.of(RecordSpec(url=str(tmp_path / "r"), text="redacted"), "replica-0"))
+        archive.accepted(exchange("x1"), ["b"], {"b": 1})
+        await archive.close()
+    finally:
+        os.umask(previous)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "r", *(tmp_path / "r").rglob("*")]}
+    assert modes.pop("r") == modes.pop("replica-0") == 0o700
+    assert set(modes.values()) == {0o600}
