@@ -12,11 +12,12 @@ import pytest
 from tests.builders import Ear, Offer, exchange, in_loop, shadow_spec, turns
 from tests.record.builders import accepted, ended, feedback, open_keeper
 
+from understudy.browse.champion import champion_in
 from understudy.engines.fake import FakeEngine
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.lane.lane import Lane
 from understudy.record import Control, scan
-from understudy.replay_run import champion_in, finished, replayable, run
+from understudy.replay_run import finished, replayable, run
 from understudy.types import State
 
 IDENTITY = {"champion": {"name": "champion", "model": "org/lead", "engine_args": {"tokenizer": "org/words"}}}

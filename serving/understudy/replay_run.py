@@ -17,11 +17,11 @@ from rich.console import Console
 
 from understudy import offline
 from understudy.archive import from_view
+from understudy.browse.champion import champion_in
 from understudy.config import parse
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.judge.base import NOT_EXCHANGES
-from understudy.record import Damage, Feedback, decode, scan
-from understudy.record.scanning import sources_at
+from understudy.record import Feedback, scan
 from understudy.types import Ending, Exchange, State
 from understudy.variants import with_gates, with_models
 
@@ -144,21 +144,6 @@ def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str
     if redacted or not exchange.champion.prompt_token_ids:
         return "its text was redacted, or never recorded"
     return None
-
-
-def champion_in(record: str) -> dict[str, Any] | None:
-    """The newest champion that the record names, as the configuration has it; None in a record that names none.
-
-    Raises:
-        RecordError: there is no record.
-    """
-    found: dict[str, Any] | None = None
-    for source in sources_at(record):
-        for place, head in source.heads(Damage().report):
-            control = decode(source.document(place)) if head.kind == "control" else {}
-            if control.get("action") == "identity" and (said := control["detail"].get("champion")):
-                found = {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
-    return found
 
 
 def finished(record: Path, challengers: Sequence[str]) -> set[str]:

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from tests.builders import answer, exchange, observation
 from tests.record.builders import open_keeper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from understudy.browse.command import run
 from understudy.browse.select import Filters, Row, is_called, newest, worst
@@ -23,8 +25,8 @@ from understudy.commands.exchanges import command
 from understudy.compare import Comparators
 from understudy.errors import ConfigError, RecordError
 from understudy.prompts import read_prompts
-from understudy.record import Accepted, Ended, Feedback, scan
-from understudy.types import Ending, Exchange, RequestFacts, State
+from understudy.record import Accepted, Control, Ended, Feedback, scan
+from understudy.types import Comparison, Ending, Exchange, Floor, RequestFacts, Score, State
 
 NUM = 12
 ANSI = "\x1b[2Jcleared"
@@ -187,6 +189,30 @@ def test_no_control_sequence_of_a_record_reaches_the_terminal(record: Path) -> N
     assert "question 4" in stream.getvalue()
     assert "\x1b[2J" not in stream.getvalue()
     assert printable("a\x1b[2Jb\x07\u202e\n") == "a\ufffd[2Jb\ufffd\ufffd\n"
+
+
+def test_the_tokens_that_surprised_the_challenger_are_shown_with_their_words(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    words = Tokenizer(WordLevel({"the": 0, "quick": 1, "brown": 2, "fox": 3, "dog": 4}, unk_token="the"))
+    words.save(str(tmp_path / "model" / "tokenizer.json"))
+    said, dog = (0, 1, 2, 3), 4
+    whole = exchange("x" * 32, answer(*said, text="the quick brown fox"))
+    read = Score((-0.1,) * (len(said) - 1) + (-7.5,), (1,) * (len(said) - 1) + (9,), top1=(*said[:-1], dog))
+    seen = observation(answer(*said, text="the quick brown fox"), model="rival", scores=(read,))
+    floor = Floor(None, Comparison({"exact_match": 0.5}), None)
+    keeper = open_keeper(tmp_path / "record" / "replica-0")
+    model = {"name": "champion", "model": str(tmp_path / "model"), "engine_args": {}}
+    keeper.append(Control("identity", 1.0, {"champion": model}))
+    keeper.append(Accepted(replace(whole, parameters={}), ("rival",)))
+    ending = Ending(State.COMPARED, None, None, seen, Comparison({"exact_match": 1.0}), floor)
+    keeper.append(Ended(whole.exchange_id, "rival", ending, 1.0))
+    asyncio.run(keeper.flush())
+    keeper.close()
+    _, output = invoke(tmp_path / "record", "--show", "x" * 32)
+    assert "what surprised it most" in output
+    assert "3 -7.50 9" in output
+    assert "the quick brown fox dog" in output.replace("brownfox", "brown fox")
+    assert "exact_match 1 (itself 0.5)" in output
 
 
 def test_words_that_only_one_side_has_are_marked_on_that_side() -> None:

@@ -11,6 +11,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from understudy.browse.champion import champion_in, decoder_of
 from understudy.browse.export import Answer, export
 from understudy.browse.listing import listing
 from understudy.browse.select import Filters, View, is_called, newest, worst
@@ -48,12 +49,12 @@ def run(
     if source.startswith(("http://", "https://")):
         if show is None or export_to is not None:
             raise ConfigError(f"{source!r}: a server shows one exchange (--show ID); lists come from its record.url")
-        found = ask(source, show, key)
+        found, decode = ask(source, show, key), None
     elif show is not None:
-        found = find(source, show, since, until, console)
+        found, decode = find(source, show, since, until, console), decoder_of(champion_in(source))
     if show is not None:
         for view in found:
-            console.print(shown(view, list(filters.rows([view]))))
+            console.print(shown(view, list(filters.rows([view])), decode))
         return
     views = watched(scan(source, since=since, until=until), console)
     number = RANKED_BY if worst_by is None else number_of(worst_by)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from understudy.browse.conversation import content_of, messages_of
 from understudy.browse.select import Row, View
+from understudy.browse.surprises import Decode, surprises
 from understudy.browse.words import cut, printable, side_by_side
 from understudy.compare.jsontext import is_container, read_loosely
 from understudy.compare.structure import changes
@@ -24,11 +25,11 @@ MAX_CHANGES = 20
 NO_ANSWER: Mapping[str, Any] = {"text": "", "finish_reason": None, "token_ids": ()}
 
 
-def shown(view: View, rows: Sequence[Row]) -> RenderableType:
-    """Everything there is to see of it, for ``console.print``."""
+def shown(view: View, rows: Sequence[Row], decode: Decode | None = None) -> RenderableType:
+    """Everything there is to see of it, for ``console.print``; ``decode`` makes words of the champion's token ids."""
     parts: list[RenderableType] = [_head(view), _conversation(view)]
     for row in rows:
-        parts += ["", *_beside(row)]
+        parts += ["", *_beside(row, decode)]
     return Group(*parts)
 
 
@@ -61,7 +62,7 @@ def _conversation(view: View) -> RenderableType:
     return text
 
 
-def _beside(row: Row) -> Iterator[RenderableType]:
+def _beside(row: Row, decode: Decode | None) -> Iterator[RenderableType]:
     end = row.end
     title = Text.assemble(
         (f" {end['state']} ", "reverse"), ("  challenger ", "dim"), (printable(row.challenger), "bold")
@@ -80,8 +81,11 @@ def _beside(row: Row) -> Iterator[RenderableType]:
             yield from _structure(theirs, mine)
     else:
         yield _answers(champion[0] if champion else None, None)
+    surprised = surprises(row, decode)
+    if surprised is not None:
+        yield surprised
     if end.get("comparison"):
-        yield _numbers(end["comparison"])
+        yield _numbers(end["comparison"], (end.get("floor") or {}).get("comparison") or {})
 
 
 def _answers(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -> Table:
@@ -123,5 +127,11 @@ def _structure(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None)
         yield Text(f"... and {len(found) - MAX_CHANGES} more differences", "dim")
 
 
-def _numbers(comparison: Mapping[str, Any]) -> RenderableType:
-    return Columns([Text.assemble((f"{name} ", "dim"), f"{float(value):.4g}  ") for name, value in comparison.items()])
+def _numbers(comparison: Mapping[str, Any], floor: Mapping[str, Any]) -> RenderableType:
+    """``floor`` is what the champion has against itself, on the slice where that was asked."""
+    return Columns([_number(name, value, floor.get(name)) for name, value in comparison.items()])
+
+
+def _number(name: str, value: Any, floor: Any) -> Text:
+    against_itself = "" if floor is None else f" (itself {float(floor):.4g})"
+    return Text.assemble((f"{name} ", "dim"), f"{float(value):.4g}{against_itself}  ")

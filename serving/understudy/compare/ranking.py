@@ -13,7 +13,7 @@ HIGH_IS_WORSE = frozenset(
         "champion_refused", "challenger_refused", "champion_end_to_end_s", "challenger_end_to_end_s",
         "champion_ttft_s", "challenger_ttft_s", "champion_cost_usd", "challenger_cost_usd",
         "champion_tokens", "challenger_tokens", "champion_prompt_tokens", "challenger_prompt_tokens",
-        "end_to_end_ratio", "cost_ratio",
+        "end_to_end_ratio", "cost_ratio", "perplexity_ratio", "mean_entropy",
     }
 )  # fmt: skip
 FAR_FROM_ONE_IS_WORSE = frozenset({"length_ratio", "tokens_ratio"})
@@ -43,4 +43,4 @@ def badness(number: str, value: float) -> float:
     """The higher the worse."""
     if number in FAR_FROM_ONE_IS_WORSE:
         return abs(math.log(value)) if value > 0 else math.inf
-    return value if number in HIGH_IS_WORSE or number.startswith(("kl_", "perplexity")) else -value
+    return value if number in HIGH_IS_WORSE or number.startswith(("kl_", "hellinger")) else -value
