@@ -64,6 +64,8 @@ class Limits:
         None, "a fraction above 0 and up to 1, or null", lambda value: value is None or 0.0 < value <= 1.0
     )
     max_usd_per_hour: float | None = _positive(None, "US dollars an hour above 0, or null")
+    hang_s: float = _positive(30.0, "seconds above 0: a challenger's step that takes longer is taken to hang")
+    start_timeout_s: float = _positive(900.0, "seconds above 0 that one challenger may take to load")
 
 
 @dataclass(frozen=True, slots=True)

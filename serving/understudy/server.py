@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,6 +30,9 @@ from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary
+
+log = logging.getLogger(__name__)
+LIFTED = "its quarantine is lifted; it comes back when the replica starts the next time"
 
 
 class Server:
@@ -75,7 +79,7 @@ class Server:
         config, guard = parse(raw_config), Guard()
         compare = Comparators(config.compare, guard)
         record = await asyncio.to_thread(Recording.of, config.record, f"replica-{replica}")
-        engines = await (placements.start(config) if serve else placements.start_challengers(config))
+        engines = await (placements.start(config, record.log) if serve else placements.start_challengers(config))
         archive = None
         try:
             from understudy.engines.vllm_engine import describe_parameters
@@ -198,10 +202,22 @@ class Server:
         self._lane.pause()
         self._archive.control("pause", self._lane.offered())
 
-    def resume(self) -> None:
-        """Shadow again."""
-        self._lane.resume()
+    def resume(self, challenger: str | None = None) -> None:
+        """Shadow again, and lift the quarantine; of one challenger only where one is named.
+
+        Who was in quarantine comes back when the replica starts the next time.
+
+        Raises:
+            KeyError: no challenger has that name.
+        """
+        if challenger is not None and challenger not in self._lane.sides:
+            raise KeyError(challenger)
+        lifted = self._engines.quarantine.lift(challenger)
+        if challenger is None:
+            self._lane.resume()
         self._archive.control("resume", self._lane.offered())
+        if lifted:
+            log.warning("quarantine lifted: %s", ", ".join(lifted))
 
     async def report(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -255,15 +271,18 @@ class Server:
 
     def _challenger(self, model: ModelSpec) -> dict[str, Any]:
         side = self._lane.sides[model.name]
+        quarantined = self._engines.quarantine.why(model.name)
         health = side.engine.health()
         return describe(model) | {
             "ready": health.ready,
-            "detail": health.detail,
+            "detail": LIFTED if health.reason == "quarantined" and quarantined is None else health.detail,
             "breaker": side.breaker.state,
             "last_fault": side.breaker.last_fault,
             "same_tokenizer": getattr(side.engine, "same_tokenizer", None),
             "steps": steps_of(side.engine),
             "scoring": getattr(side.engine, "scoring", None),
+            "weights": weights_of(side.engine),
+            "quarantine": None if quarantined is None else asdict(quarantined),
         }
 
     def _why_off(self) -> str:
@@ -306,6 +325,12 @@ def steps_of(engine: Engine) -> dict[str, Any] | None:
     """What its steps took, which in the shared placement is what the champion may have waited for."""
     steps = getattr(engine, "steps", None)
     return None if steps is None else asdict(steps())
+
+
+def weights_of(engine: Engine) -> dict[str, Any] | None:
+    """Whether it uses the champion's tensors, and the bytes that are shared and its own."""
+    weights: Mapping[str, int] = getattr(engine, "weights", {})
+    return {"kind": "shared" if weights["shared_bytes"] else "own", **weights} if weights else None
 
 
 def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -45,8 +45,10 @@ class FakeShadow:
     def pause(self) -> None:
         self.asked.append("pause")
 
-    def resume(self) -> None:
-        self.asked.append("resume")
+    def resume(self, challenger: str | None = None) -> None:
+        if challenger == "nobody":
+            raise KeyError(challenger)
+        self.asked.append("resume" if challenger is None else ("resume", challenger))
 
     async def report(self) -> Mapping[str, Any]:
         self.asked.append("report")
@@ -101,6 +103,14 @@ async def test_pause_and_resume_act_and_answer_with_the_status(action: str) -> N
     response = await ask("POST", f"/shadow/{action}", shadow)
     assert shadow.asked == [action, "status"]
     assert response.json() == STATUS
+
+
+@in_loop
+async def test_resume_of_one_challenger() -> None:
+    shadow = FakeShadow()
+    assert (await ask("POST", "/shadow/resume?challenger=b", shadow)).status_code == 200
+    assert shadow.asked == [("resume", "b"), "status"]
+    assert "'nobody'" in openai_error(await ask("POST", "/shadow/resume?challenger=nobody", shadow), 404)
 
 
 @pytest.mark.parametrize("wanted", ["x-1", "chatcmpl-1-0", "with/slash"])

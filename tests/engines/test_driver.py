@@ -41,6 +41,7 @@ class StubCore:
     during: Callable[[int], None] = lambda number: None
     limits: list[int | None] = field(default_factory=list)
     ready: bool = True
+    on_device: list[list[tuple[int, float]]] | None = None
     dead: bool = False
 
     def has_mail(self) -> bool:
@@ -75,6 +76,9 @@ class StubCore:
             raise self.fault
         return max_tokens or 1
 
+    def device_times(self) -> list[tuple[int, float]] | None:
+        return None if self.on_device is None else self.on_device.pop(0)
+
     def recover(self, fault: Exception) -> bool:
         return self.recovers
 
@@ -99,7 +103,7 @@ class Stage:
         self.champion = StubCore("C", 0, self.clock, self.log)
         self.a = StubCore("a", 1, self.clock, self.log)
         self.b = StubCore("b", 2, self.clock, self.log)
-        self.flight = Flight(folder / "flight", 3, create=True)
+        self.flight = Flight(folder / "flight", create=["c", "a", "b"])
         self.limits = {name: StepLimit(max_slice_s, 512, 64) for name in "ab"}
         self.driver = Driver(
             [self.champion, self.a, self.b],
@@ -258,6 +262,15 @@ def test_a_step_that_the_device_has_not_finished_is_not_waited_for(stage: Stage)
     assert stage.run() == ["b"]
 
 
+def test_where_steps_are_launched_the_devices_time_counts_and_not_the_calls(stage: Stage) -> None:
+    stage.a.steps, stage.a.slices = 3, (0.0001,)
+    stage.a.on_device = [[], [(64, 0.020)], [(64, 0.004), (32, 0.005)]]
+    stage.run()
+    assert stage.a.limits == [64, 64, 32]
+    steps = stage.flight.steps(1)
+    assert (steps.slices, steps.longest_ms, steps.over_limit, steps.busy_s) == (3, 20.0, 1, 0.029)
+
+
 def test_the_recorder_says_who_is_at_work(stage: Stage) -> None:
     seen = []
     stage.a.steps, stage.champion.steps = 1, 1
@@ -270,7 +283,7 @@ def test_the_recorder_says_who_is_at_work(stage: Stage) -> None:
 def test_a_core_alone_is_driven_without_a_champion(tmp_path: Path) -> None:
     clock, log, deaths = Clock(), [], []
     core = StubCore("a", 0, clock, log, steps=2)
-    flight = Flight(tmp_path / "flight", 1, create=True)
+    flight = Flight(tmp_path / "flight", create=["a"])
     limit = StepLimit(float("inf"), 512, 512)
     driver = Driver([core], None, Wake(), lambda *why: deaths.append(why), flight, {"a": limit}, Share(0, 1), clock)
     core.point = driver.yield_to_champion

@@ -26,7 +26,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Flight:
-    return Flight(tmp_path / "flight", 3, create=True)
+    return Flight(tmp_path / "flight", create=["c", "a", "b"])
 
 
 def test_who_was_stepping_is_known_after_a_kill(recorder: Flight) -> None:
@@ -105,4 +105,11 @@ def test_after_a_power_cut_it_is_not_believed(recorder: Flight, monkeypatch: pyt
 
 def test_making_it_anew_forgets_the_last_flight(recorder: Flight) -> None:
     recorder.working(1, STEPPING, 1.0)
-    assert Flight(recorder.path, 3, create=True).activity(2.0).core is None
+    assert Flight(recorder.path, create=["c", "a", "b"]).activity(2.0).core is None
+
+
+def test_a_store_that_cannot_be_written_does_not_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    made = flight.create(tmp_path / "file", tmp_path, "flight-0", ["champ", "a"])
+    assert made.path == tmp_path / "flight-0"
+    assert made.names == ["champ", "a"]

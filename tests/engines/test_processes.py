@@ -17,6 +17,7 @@ import pytest
 from tests.builders import in_loop
 
 from understudy.engines import processes
+from understudy.engines.flight import Flight
 from understudy.engines.processes import CoreSpec, EngineProcess, describe_exit, socket_folder
 from understudy.errors import EngineStartError
 
@@ -43,11 +44,17 @@ class Watched:
 
     process: EngineProcess = field(init=False)
     dead: list[tuple[str, str]] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
     _told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_dead(self, name: str, why: str) -> None:
         self.dead.append((name, why))
         self._told.set()
+
+    def on_crash(self, process: EngineProcess, why: str) -> None:
+        assert process is self.process
+        assert self.dead == []  # who decides about quarantine is told first
+        self.crashes.append(why)
 
     async def deaths(self, count: int) -> list[tuple[str, str]]:
         while len(self.dead) < count:
@@ -71,7 +78,8 @@ async def started(folder: Path, script: str, *names: str) -> AsyncIterator[Watch
         has_champion=True,
         environment={"PYTHONPATH": str(folder), "SCRIPT": script},
         on_dead=watched.on_dead,
-        flight=folder / "flight",
+        on_crash=watched.on_crash,
+        flight=Flight(folder / "flight", create=names),
     )
     try:
         yield watched
@@ -140,6 +148,19 @@ async def test_a_process_that_is_killed_takes_every_core_with_it_that_was_ready(
         os.kill(watched.process.pid, signal.SIGKILL)
         why = "the engine process ended with signal SIGKILL"
         assert await watched.deaths(2) == [("a", why), ("c", why)]
+        assert watched.crashes == [why]
+        await watched.process.gone()
+        with pytest.raises(EngineStartError, match="has ended"):  # who connects to it now would wait for ever
+            await watched.process.ready("c")
+
+
+@in_loop
+async def test_a_process_that_is_ended_by_who_knows_why_is_no_crash(tmp_path: Path) -> None:
+    async with started(tmp_path, ALL_READY + UNTIL_STDIN_ENDS, "a") as watched:
+        await watched.process.ready("a")
+        watched.process.kill()
+        assert await watched.deaths(1) == [("a", "the engine process ended with signal SIGKILL")]
+        assert watched.crashes == []
 
 
 @in_loop
@@ -160,6 +181,7 @@ async def test_close_ends_the_process_and_nobody_is_called_dead(tmp_path: Path) 
             os.kill(watched.process.pid, 0)
         await asyncio.to_thread(events_thread_ends)
         assert watched.dead == []
+        assert watched.crashes == []
 
 
 def events_thread_ends() -> None:
@@ -177,6 +199,7 @@ async def test_close_kills_a_process_that_does_not_end(tmp_path: Path, monkeypat
         await watched.process.close()
         with pytest.raises(ProcessLookupError):
             os.kill(watched.process.pid, 0)
+        assert watched.process.flight.ended  # no crash that the next start is to find
 
 
 @in_loop

@@ -37,8 +37,8 @@ class Shadow(Protocol):
     def pause(self) -> None:
         """Stop shadowing."""
 
-    def resume(self) -> None:
-        """Go on."""
+    def resume(self, challenger: str | None = None) -> None:
+        """Go on, and lift the quarantine; of one challenger where one is named. KeyError for an unknown name."""
 
     async def report(self) -> Mapping[str, Any]:
         """What the report is made of."""
@@ -67,8 +67,12 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         shadow.pause()
         return JSONResponse(await shadow.status())
 
-    async def resume(_: Request) -> Response:
-        shadow.resume()
+    async def resume(request: Request) -> Response:
+        challenger = request.query_params.get("challenger")
+        try:
+            shadow.resume(challenger)
+        except KeyError:
+            return error(404, f"challenger: no challenger is called {challenger!r}")
         return JSONResponse(await shadow.status())
 
     async def feedback(request: Request) -> Response:

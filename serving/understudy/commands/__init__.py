@@ -18,5 +18,6 @@ COMMANDS = {
     "replay": "understudy.commands.replay",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",
+    "shadow": "understudy.commands.shadow",
     "sql": "understudy.commands.sql",
 }

@@ -14,10 +14,23 @@ from understudy.types import NOT_MEASURED, Answer, Exchange, Measured, Observati
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether an engine can take work, and if not, why. ``detail`` is shown in status."""
+    """Whether an engine can take work, and if not, why: ``detail`` is shown in status, ``reason`` is counted."""
 
     ready: bool
     detail: str = ""
+    reason: str = "challenger_not_ready"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Seconds of device time so far: an engine's own, and the champion's on the same device (0.0 on another)."""
+
+    own_s: float = 0.0
+    champion_s: float = 0.0
+
+    def was_starved(self, before: DeviceUse, elapsed_s: float) -> bool:
+        """Whether since ``before`` the champion had most of the device and this engine next to nothing of it."""
+        return self.champion_s - before.champion_s > 0.5 * elapsed_s and self.own_s - before.own_s < 0.1 * elapsed_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,9 @@ class Engine(Protocol):
 
     async def busy_s(self) -> float:
         """Seconds of device time this engine has used since it started; for the cost figures."""
+
+    def device_use(self) -> DeviceUse:
+        """Cheap, never raises."""
 
     async def close(self) -> None:
         """Give everything back. Idempotent."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,6 +154,7 @@ class Core:
         set_bit_generator(self._state.bits)
         self.engine = Engine(plan, config, wake)
         self._num_scheduled = 0
+        self._launched: deque[tuple[int, Any, Any]] = deque()
         self._count_tokens()
         seeds.install(self.runner)
         self.leave()
@@ -192,8 +193,28 @@ class Core:
         self._num_scheduled = 0
         if max_tokens is not None:
             self.engine.scheduler.max_num_scheduled_tokens = max_tokens
+        begin = self._event()
         self.engine._process_engine_step()
+        if begin is not None and self._num_scheduled:
+            self._launched.append((self._num_scheduled, begin, self._event()))
         return self._num_scheduled
+
+    def device_times(self) -> list[tuple[int, float]] | None:
+        """By CUDA events around each launch; None where nothing is launched ahead."""
+        if self._state.stream is None or self.engine.batch_queue is None:
+            return None
+        ended = []
+        while self._launched and self._launched[0][2].query():
+            tokens, begin, end = self._launched.popleft()
+            ended.append((tokens, begin.elapsed_time(end) / 1e3))
+        return ended
+
+    def _event(self) -> Any:
+        if self._state.stream is None or self.engine.batch_queue is None:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._state.stream)
+        return event
 
     def recover(self, fault: Exception) -> bool:
         """After out-of-memory: end its requests with that reason, give cached memory back, and go on."""

@@ -53,6 +53,12 @@ class SteppedCore(Protocol):
     def step(self, max_tokens: int | None) -> int:
         """One step of at most so many tokens, or as many as it likes; how many it had."""
 
+    def device_times(self) -> Sequence[tuple[int, float]] | None:
+        """Tokens and seconds on the device of the launched steps that have ended since the last call.
+
+        None where a step is over when its call returns: then the call's own time counts.
+        """
+
     def recover(self, fault: Exception) -> bool:
         """Give up its requests and go on; False where it cannot."""
 
@@ -182,8 +188,15 @@ class Driver:
             tokens = core.step(limit.tokens)
 
         if self._try(core, step):
-            self._slice_ended(core)
-            limit.saw(tokens, self._longest_slice_s)
+            launched = core.device_times()
+            if launched is None:
+                self._slice_ended(core)
+                launched = [(tokens, self._longest_slice_s)]
+            else:
+                for _, elapsed_s in launched:
+                    self._slice_took(core, elapsed_s)
+            for number, elapsed_s in launched:
+                limit.saw(number, elapsed_s)
             self._flight.step(core.index, tokens, limit.tokens)
             self._faults.pop(core.name, None)
         self._flight.resting(self._clock())
@@ -199,6 +212,9 @@ class Driver:
     def _slice_ended(self, core: SteppedCore) -> None:
         elapsed_s = self._clock() - self._slice_started_s
         self._longest_slice_s = max(self._longest_slice_s, elapsed_s)
+        self._slice_took(core, elapsed_s)
+
+    def _slice_took(self, core: SteppedCore, elapsed_s: float) -> None:
         limit_s = self._limits[core.name].max_slice_s
         self._flight.slice(core.index, elapsed_s, limit_s, guaranteed=self._guaranteed)
         self._share.challenger_took(elapsed_s, champion_waited=self._guaranteed)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from understudy.engines.base import Health, ShadowRequest
+from understudy.engines.base import DeviceUse, Health, ShadowRequest
 from understudy.errors import EngineDead
 from understudy.types import Answer, Exchange, Observation, Score, Timings
 
@@ -29,6 +29,7 @@ class FakeEngine:
     Attributes:
         answers: what it generates, from the prompt and the champion's answers.
         fault: raised by ``score`` and ``generate`` where set.
+        use: the device time that it says it and the champion have used.
         gate: where set, generation waits for it: a hang, or a step that the test releases.
     """
 
@@ -36,6 +37,7 @@ class FakeEngine:
     answers: AnswerFunction = echo
     fault: Exception | None = None
     gate: asyncio.Event | None = None
+    use: DeviceUse = field(default_factory=DeviceUse)
     aborted: int = field(default=0, init=False)
     generated: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
@@ -78,6 +80,10 @@ class FakeEngine:
         """It uses no device."""
         return 0.0
 
+    def device_use(self) -> DeviceUse:
+        """What the test says; nothing by itself."""
+        return self.use
+
     async def close(self) -> None:
         """Idempotent."""
         self.closed = True
@@ -93,10 +99,11 @@ class AbsentEngine:
 
     name: str
     why: str
+    reason: str = "challenger_not_ready"
 
     def health(self) -> Health:
-        """Never ready; ``why`` is what status shows."""
-        return Health(False, self.why)
+        """Never ready; ``why`` is what status shows, ``reason`` is what is counted."""
+        return Health(False, self.why, self.reason)
 
     async def prepare(self, exchange: Exchange) -> ShadowRequest:
         """Not here."""
@@ -113,6 +120,10 @@ class AbsentEngine:
     async def busy_s(self) -> float:
         """It used none."""
         return 0.0
+
+    def device_use(self) -> DeviceUse:
+        """None."""
+        return DeviceUse()
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -12,12 +12,17 @@ Imports neither vllm nor torch.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 VERSION = 1.0
 RUNNING, ENDED = 0.0, 1.0
@@ -25,7 +30,8 @@ IDLE, LOADING, STEPPING = 0.0, 1.0, 2.0
 ACTIVITIES = {IDLE: "idle", LOADING: "loading", STEPPING: "stepping"}
 
 # The header, one double each. Times are of the monotonic clock, which all processes of a machine share.
-_VERSION, _BOOT, _PID, _STATE, _CORE, _ACTIVITY, _SINCE, _HEARTBEAT = range(8)
+_VERSION, _BOOT, _STATE, _CORE, _ACTIVITY, _SINCE, _HEARTBEAT = range(7)
+_OWNER, _OWNER_STARTED, _PID, _PID_STARTED, _NUM_CORES = range(7, 12)
 HEADER = 16
 
 # A core, one double each; the histogram of its slices follows.
@@ -71,10 +77,11 @@ class Flight:
     """The recorder. One process writes; any number read.
 
     Args:
-        path: the file. ``create`` makes it anew, with room for ``num_cores``; otherwise what is there is opened.
+        path: the file.
+        create: make it anew, for the cores of these names; otherwise what is there is opened.
     """
 
-    def __init__(self, path: Path, num_cores: int = 0, *, create: bool = False) -> None:
+    def __init__(self, path: Path, create: Sequence[str] | None = None) -> None:
         """Open it.
 
         Raises:
@@ -82,20 +89,15 @@ class Flight:
             ValueError: what is there is not a recorder's.
         """
         self.path = path
-        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        try:
-            if create:
-                os.posix_fallocate(descriptor, 0, 8 * (HEADER + CORE * num_cores))  # a full disk is heard of here
-            self._map = mmap.mmap(descriptor, 0)
-        finally:
-            os.close(descriptor)
-        if len(self._map) < 8 * HEADER:
-            raise ValueError(f"{path} is no flight recorder")
-        self._at = memoryview(self._map).cast("d")
-        if create:
-            self._at[_VERSION], self._at[_BOOT] = VERSION, boot_number()
+        names = json.dumps(create).encode() if create is not None else b""
+        size = 8 * (HEADER + CORE * len(create or ()))
+        self._map = make(path, size + len(names)) if create is not None else open_map(path)
+        self._at = memoryview(self._map)[: len(self._map) // 8 * 8].cast("d")
+        if create is not None:
+            self._map[size:] = names
+            self._at[_VERSION], self._at[_BOOT], self._at[_NUM_CORES] = VERSION, boot_number(), len(create)
             self._at[_CORE] = -1.0
+            self._at[_OWNER], self._at[_OWNER_STARTED] = os.getpid(), started_at(os.getpid())
         elif self._at[_VERSION] != VERSION:
             raise ValueError(f"{path} is of another version")
 
@@ -103,7 +105,8 @@ class Flight:
 
     def begin(self, pid: int, now_s: float) -> None:
         """The engine process is there."""
-        self._at[_PID], self._at[_HEARTBEAT], self._at[_STATE] = float(pid), now_s, RUNNING
+        at = self._at
+        at[_PID], at[_PID_STARTED], at[_HEARTBEAT], at[_STATE] = pid, started_at(pid), now_s, RUNNING
 
     def working(self, core: int, activity: float, now_s: float) -> None:
         """From now on this core is at work. The order matters: who reads in between must not blame the wrong one."""
@@ -153,9 +156,26 @@ class Flight:
     # the reader's side
 
     @property
+    def names(self) -> list[str]:
+        """The names of its cores, the champion first where there is one."""
+        names: list[str] = json.loads(self._map[8 * (HEADER + CORE * int(self._at[_NUM_CORES])) :])
+        return names
+
+    @property
     def pid(self) -> int:
         """The engine process's id; 0 before it has begun."""
         return int(self._at[_PID])
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process is still there."""
+        return self.pid > 0 and started_at(self.pid) == self._at[_PID_STARTED]
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether the process that made the recorder is still there: then it is not somebody else's to deal with."""
+        owner = int(self._at[_OWNER])
+        return started_at(owner) == self._at[_OWNER_STARTED]
 
     @property
     def ended(self) -> bool:
@@ -203,6 +223,50 @@ class Flight:
         """Unmap it. The file stays."""
         self._at.release()
         self._map.close()
+
+
+def create(folder: Path, instead: Path, name: str, cores: Sequence[str]) -> Flight:
+    """A new recorder in ``folder``, or in ``instead`` where that cannot be written: then it ends with the replica.
+
+    Raises:
+        OSError: neither can be written.
+    """
+    try:
+        return Flight(folder / name, create=cores)
+    except OSError as fault:
+        log.error("%s: no flight recorder there, a crash will not be remembered: %s", folder, fault)
+        return Flight(instead / name, create=cores)
+
+
+def make(path: Path, size: int) -> mmap.mmap:
+    """A new file in the place of what is there, which whoever has it open keeps: a cut file would kill its reader."""
+    fresh = path.with_name(f"{path.name}.new")
+    descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # a full disk is heard of here and not at a later write
+        mapped = mmap.mmap(descriptor, 0)
+    finally:
+        os.close(descriptor)
+    fresh.replace(path)
+    return mapped
+
+
+def open_map(path: Path) -> mmap.mmap:
+    """What is there. Raises ValueError where it is too short to be a recorder."""
+    with path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_size < 8 * HEADER:
+            raise ValueError(f"{path} is no flight recorder")
+        return mmap.mmap(file.fileno(), 0)
+
+
+def started_at(pid: int) -> float:
+    """When a process was started, in ticks since the machine was; 0.0 where there is none. Tells a reused id apart."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    state, *rest = stat.rpartition(")")[2].split()
+    return 0.0 if state in "ZX" else float(rest[18])
 
 
 def bucket_of(seconds: float) -> int:

@@ -4,7 +4,7 @@ Run as ``python -m understudy.engines.host`` by processes.py. stdin carries one 
 nothing: its end means that the API process is gone, and this process ends with it, however it died. Events go
 to the file descriptor named in the plan, one JSON object a line:
 
-    {"event": "ready", "core": name, "load_s": 3.1}     in the order of the plan
+    {"event": "ready", "core": name, "load_s": 3.1, "weights": {...}}   in the order of the plan
     {"event": "failed", "core": name, "error": "..."}   it did not load; the others go on
     {"event": "dead", "core": name, "error": "..."}     it faulted while serving; the others go on
 
@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +31,7 @@ import psutil
 from vllm.platforms import current_platform
 
 from understudy.engines import preempt
+from understudy.engines.alias import alias, weights_of
 from understudy.engines.core import Core, CorePlan
 from understudy.engines.driver import Driver
 from understudy.engines.flight import LOADING, Flight
@@ -53,15 +54,19 @@ class Events:
         self._stream.flush()
 
 
-def refuse_if_too_large(plan: CorePlan) -> None:
-    """Raise MemoryError before the kernel has to kill something (the CPU only: CUDA refuses by itself)."""
+def refuse_if_too_large(plan: CorePlan, *, aliased: bool) -> None:
+    """Raise MemoryError before the kernel has to kill something (the CPU only: CUDA refuses by itself).
+
+    ``aliased``: it uses the champion's tensors, so its weights need no room.
+    """
     if current_platform.device_type != "cpu":
         return
-    needed = checkpoint_bytes(plan.engine_args["model"]) + (plan.engine_args.get("kv_cache_memory_bytes") or 0)
+    weights = 0 if aliased else checkpoint_bytes(plan.engine_args["model"])
+    needed = weights + (plan.engine_args.get("kv_cache_memory_bytes") or 0)
     available = psutil.virtual_memory().available
     if needed > available:
         raise MemoryError(
-            f"{plan.name} needs {needed / 2**30:.1f} GiB (weights and kv_cache_memory_bytes), "
+            f"{plan.name} needs {needed / 2**30:.1f} GiB ({'' if aliased else 'weights and '}kv_cache_memory_bytes), "
             f"{available / 2**30:.1f} GiB are available"
         )
 
@@ -116,15 +121,24 @@ def build(
         flight.working(index, LOADING, time.monotonic())
         started = time.perf_counter()
         try:
-            refuse_if_too_large(plan)
-            cores.append(Core(plan, plan.config(), index, is_champion=is_champion, wake=wake))
+            config, champion = plan.config(), cores[0] if has_champion and cores else None
+            aliased = (
+                champion is not None
+                and "load_format" not in plan.engine_args  # who says how to load wants it loaded
+                and alias(config, champion.engine.vllm_config, champion.runner.model)
+            )
+            refuse_if_too_large(plan, aliased=aliased)
+            cores.append(Core(plan, config, index, is_champion=is_champion, wake=wake))
+            weights = weights_of(cores[-1].runner.model, None if champion is None else champion.runner.model)
         except Exception as fault:
             traceback.print_exc()
             events.send("failed", plan.name, error=f"{type(fault).__name__}: {fault}")
             if is_champion:
+                flight.end()  # said and no crash
                 raise SystemExit(1) from fault
         else:
-            events.send("ready", plan.name, load_s=round(time.perf_counter() - started, 3))
+            load_s = round(time.perf_counter() - started, 3)
+            events.send("ready", plan.name, load_s=load_s, weights=asdict(weights))
         flight.resting(time.monotonic())
     return cores
 
@@ -147,6 +161,7 @@ def drive(cores: Sequence[Core], champion: Core | None, wake: threading.Event, e
                 preempt.install(core.runner, driver.yield_to_champion)
     try:
         driver.run()
+        job.flight.end()  # every core's fault was said
     finally:
         if champion is not None:
             champion.flush(SEND_TIMEOUT_S)

@@ -14,16 +14,21 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.config import Config, ModelSpec
+from understudy.engines import flight
 from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
-from understudy.errors import ConfigError
+from understudy.engines.quarantine import Quarantine
+from understudy.engines.watchdog import Watch, watch
+from understudy.errors import ConfigError, EngineStartError
 from understudy.meter.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -50,6 +55,10 @@ class Engines:
     processes: list[EngineProcess]
     folder: str
     champion_dead: asyncio.Event
+    quarantine: Quarantine
+    home: Path
+    """Where the flight recorders are."""
+    _watching: asyncio.Task[None] | None = field(default=None, init=False)
     traffic: Traffic = field(default_factory=Traffic)
     """The champion's; each challenger has its own."""
     meters: list[tuple[Sequence[int], list[CoreMeter]]] = field(default_factory=list)
@@ -65,12 +74,37 @@ class Engines:
 
     async def close(self) -> None:
         """End every process and remove the sockets. Idempotent."""
+        if self._watching is not None:
+            self._watching.cancel()
         others = (*self.challengers, *([] if self.floor is None else [self.floor]))
         await asyncio.gather(*(each.close() for each in others), return_exceptions=True)
         if self.champion is not None:
             self.champion.shutdown()
         await asyncio.gather(*(process.close() for process in self.processes), return_exceptions=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def crashed(self, process: EngineProcess, why: str) -> None:
+        """A process ended by itself. One with the champion in it may have been taken down by a challenger."""
+        if process.has_champion:
+            self.quarantine.crashed(process.flight, why)
+        else:
+            process.flight.end()
+
+    def watch(self, hang_s: float, deaths: Deaths) -> None:
+        """From now on a challenger that hangs is ended."""
+        watches = [
+            Watch(process.activity, process.has_champion, hang_s, partial(self._hangs, process, deaths))
+            for process in self.processes
+        ]
+        self._watching = asyncio.create_task(watch(watches, time.monotonic), name="watchdog")
+
+    def _hangs(self, process: EngineProcess, deaths: Deaths, core: int | None, why: str) -> None:
+        name = process.specs[core or 0].name
+        if process.has_champion:
+            self.quarantine.put_in(name, f"it hung: it {why}, so the engine process was ended")
+        else:
+            deaths.tell(name, f"it hung: it {why}, so its engine process was ended")
+        process.kill()
 
 
 def group_shared(models: Sequence[ModelSpec]) -> list[list[int]]:
@@ -200,17 +234,53 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
     }
 
 
-async def start(config: Config) -> Engines:
+async def start(config: Config, folder: Path | None = None) -> Engines:
     """Start the engines of ``config`` and wait until each is up or has failed.
+
+    A challenger in quarantine is not started. One that takes the engine process of the shared placement with it, or
+    does not load in time there, is quarantined, and everything is started again without it.
+
+    Args:
+        folder: the replica's own, for the quarantine and the flight recorders; without one they end with the engines.
 
     Raises:
         ConfigError: the placement or the champion cannot be had.
         EngineStartError: the champion did not come up.
     """
+    quarantine = Quarantine.open(folder)
+    while True:
+        before, sockets = quarantine.names(), socket_folder()
+        engines = Engines(None, [], [], sockets, asyncio.Event(), quarantine, folder or Path(sockets))
+        try:
+            await start_all(config, engines)
+        except EngineStartError:
+            await engines.close()
+            if quarantine.names() == before:
+                raise
+        except BaseException:
+            await engines.close()
+            raise
+        else:
+            if quarantine.names() == before or not engines.champion_dead.is_set():
+                return engines
+            await engines.close()
+        log.error("starting again without %s", ", ".join(set(quarantine.names()) - set(before)))
+
+
+async def start_all(config: Config, engines: Engines) -> None:
+    """One attempt. What was started stands in ``engines`` whatever happens.
+
+    Raises:
+        ConfigError, EngineStartError: as ``start``.
+    """
     models, absent = [config.champion], {}
     shared = config.placement == "shared"
     args = [engine_args(config.champion, champion=True, shared=shared)]
     for challenger in config.challengers:
+        quarantined = engines.quarantine.why(challenger.name)
+        if quarantined is not None:
+            absent[challenger.name] = AbsentEngine(challenger.name, str(quarantined), "quarantined")
+            continue
         try:
             args.append(engine_args(challenger, champion=False, shared=shared))
             models.append(challenger)
@@ -218,7 +288,10 @@ async def start(config: Config) -> Engines:
             absent[challenger.name] = AbsentEngine(challenger.name, str(fault))
     groups = PLACEMENTS[config.placement](models)
     floor = len(models)
-    if config.shadow.noise_floor > 0:
+    quarantined = engines.quarantine.why(FLOOR)
+    if quarantined is not None:
+        absent[FLOOR] = AbsentEngine(FLOOR, str(quarantined), "quarantined")
+    elif config.shadow.noise_floor > 0:
         try:
             models.append(floor_model(config.champion))
             args.append(engine_args(models[floor], champion=False, shared=True))
@@ -227,43 +300,28 @@ async def start(config: Config) -> Engines:
             absent[FLOOR] = AbsentEngine(FLOOR, str(fault))
     environments = [environment(models[group[0]].devices) for group in groups]
     deaths = Deaths()
-    folder = socket_folder()
-    specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
-    engines = Engines(None, [], [], folder, asyncio.Event())
-    home: dict[int, EngineProcess] = {}
-    try:
-        for number, (group, settings) in enumerate(zip(groups, environments, strict=True)):
-            process = EngineProcess.start(
-                [specs[index] for index in group],
-                has_champion=group[0] == 0,
-                environment=settings,
-                on_dead=deaths.tell,
-                flight=Path(folder) / f"flight-{number}",
-                max_step_ms=config.shadow.max_step_ms,
-                min_device_share=config.shadow.min_device_share,
-            )
-            engines.processes.append(process)
-            home |= dict.fromkeys(group, process)
-        from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
+    specs = [CoreSpec.at(engines.folder, model.name, index, args[index]) for index, model in enumerate(models)]
+    home = launch(config, engines, groups, environments, specs, deaths, has_champion=True)
+    from understudy.engines import vllm_engine  # heavy; the engine processes are loading meanwhile
 
-        engines.champion = await vllm_engine.connect_champion(
-            specs[0], home[0], engines.champion_dead, deaths, engines.traffic
+    engines.champion = await vllm_engine.connect_champion(
+        specs[0], home[0], engines.champion_dead, deaths, engines.traffic
+    )
+    engines.tokenizer = engines.champion.renderer.tokenizer
+    timeout_s = config.shadow.limits.start_timeout_s
+    present = {
+        models[index].name: await connect_challenger(
+            models[index], specs[index], home[index], engines, deaths, timeout_s
         )
-        engines.tokenizer = engines.champion.renderer.tokenizer
-        present = {
-            models[index].name: await connect_challenger(models[index], specs[index], home[index], engines, deaths)
-            for index in range(1, len(models))
-        }
-    except BaseException:
-        await engines.close()
-        raise
+        for index in range(1, len(models))
+    }
     for group in groups:
         meters = _meters([models[index].name for index in group], home[group[0]], engines, present)
         engines.meters.append((models[group[0]].devices, meters))
     everyone = present | absent
     engines.challengers = [everyone[challenger.name] for challenger in config.challengers]
     engines.floor = everyone.get(FLOOR)
-    return engines
+    engines.watch(config.shadow.limits.hang_s, deaths)
 
 
 def _meters(
@@ -285,6 +343,40 @@ def _meters(
     return found
 
 
+def launch(
+    config: Config,
+    engines: Engines,
+    groups: Sequence[Sequence[int]],
+    environments: Sequence[Mapping[str, str]],
+    specs: Sequence[CoreSpec],
+    deaths: Deaths,
+    *,
+    has_champion: bool,
+) -> dict[int, EngineProcess]:
+    """Start a process for each group of cores; the process of each core, by the core's index.
+
+    Raises:
+        OSError: no flight recorder can be made anywhere.
+    """
+    home: dict[int, EngineProcess] = {}
+    for number, (group, settings) in enumerate(zip(groups, environments, strict=True)):
+        mine = [specs[index] for index in group]
+        names = [spec.name for spec in mine]
+        process = EngineProcess.start(
+            mine,
+            has_champion=has_champion and group[0] == 0,
+            environment=settings,
+            on_dead=deaths.tell,
+            flight=flight.create(engines.home, Path(engines.folder), f"flight-{number}", names),
+            on_crash=engines.crashed,
+            max_step_ms=config.shadow.max_step_ms,
+            min_device_share=config.shadow.min_device_share,
+        )
+        engines.processes.append(process)
+        home |= dict.fromkeys(group, process)
+    return home
+
+
 async def start_challengers(config: Config) -> Engines:
     """The challengers without their champion, of which only the tokenizer is loaded: for a replay.
 
@@ -299,29 +391,18 @@ async def start_challengers(config: Config) -> Engines:
         for name in CHALLENGER_STEP.keys() & mine.keys() - model.engine_args.keys():
             del mine[name]
     groups = PLACEMENTS[config.placement](models)
-    deaths = Deaths()
-    folder = socket_folder()
-    specs = [CoreSpec.at(folder, model.name, index, args[index]) for index, model in enumerate(models)]
-    engines = Engines(None, [], [], folder, asyncio.Event())
-    home: dict[int, EngineProcess] = {}
+    environments = [environment(models[group[0]].devices) for group in groups]
+    deaths, sockets = Deaths(), socket_folder()
+    specs = [CoreSpec.at(sockets, model.name, index, args[index]) for index, model in enumerate(models)]
+    engines = Engines(None, [], [], sockets, asyncio.Event(), Quarantine(None), Path(sockets))
+    timeout_s = config.shadow.limits.start_timeout_s
     try:
-        for number, group in enumerate(groups):
-            process = EngineProcess.start(
-                [specs[index] for index in group],
-                has_champion=False,
-                environment=environment(models[group[0]].devices),
-                on_dead=deaths.tell,
-                flight=Path(folder) / f"flight-{number}",
-                max_step_ms=config.shadow.max_step_ms,
-                min_device_share=config.shadow.min_device_share,
-            )
-            engines.processes.append(process)
-            home |= dict.fromkeys(group, process)
+        home = launch(config, engines, groups, environments, specs, deaths, has_champion=False)
         from understudy.engines import vllm_engine
 
         engines.tokenizer = vllm_engine.load_tokenizer(config.champion)
         present = {
-            model.name: await connect_challenger(model, specs[index], home[index], engines, deaths)
+            model.name: await connect_challenger(model, specs[index], home[index], engines, deaths, timeout_s)
             for index, model in enumerate(models)
         }
     except BaseException:
@@ -340,12 +421,21 @@ async def connect_challenger(
     process: EngineProcess,
     engines: Engines,
     deaths: Deaths,
+    timeout_s: float,
 ) -> Engine:
     """The challenger's Engine, or one that is not ready and says why: the champion serves all the same."""
     from understudy.engines import vllm_engine
 
     try:
-        return await vllm_engine.connect_challenger(model, spec, process, engines.tokenizer, deaths)
+        async with asyncio.timeout(timeout_s) as limit:
+            return await vllm_engine.connect_challenger(model, spec, process, engines.tokenizer, deaths)
     except Exception as fault:  # whatever it was, it is the challenger's own; status and the log show it
         log.exception("challenger %s did not come up", model.name)
-        return AbsentEngine(model.name, f"{type(fault).__name__}: {fault}")
+        why = f"{type(fault).__name__}: {fault}"
+        if limit.expired():
+            why = f"it was not up within {timeout_s:g} s"
+            if process.has_champion:
+                engines.quarantine.put_in(model.name, why)
+            process.kill()
+            await process.gone()
+        return AbsentEngine(model.name, why)

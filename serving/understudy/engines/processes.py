@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from understudy.engines.flight import Flight, Steps
+from understudy.engines.flight import Activity, Flight, Steps
 from understudy.errors import EngineStartError
 
 STOP_GRACE_S = 5.0
@@ -68,9 +69,15 @@ class EngineProcess:
     on_dead: Callable[[str, str], None]
     """Called with (core name, why) when a core that was ready is gone."""
     flight: Flight
+    on_crash: Callable[[EngineProcess, str], None]
+    """Called with how the process ended by itself, before anybody hears that its cores are gone."""
+    has_champion: bool
+    weights: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
+    """Bytes of each core's parameters: ``shared_bytes`` with the champion and ``own_bytes``, once it is ready."""
     _process: subprocess.Popen[bytes] = field(init=False)
     _ready: dict[str, asyncio.Future[float]] = field(init=False)
     _closing: bool = field(default=False, init=False)
+    _gone: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     @staticmethod
     def start(
@@ -79,7 +86,8 @@ class EngineProcess:
         has_champion: bool,
         environment: Mapping[str, str],
         on_dead: Callable[[str, str], None],
-        flight: Path,
+        flight: Flight,
+        on_crash: Callable[[EngineProcess, str], None] = lambda process, why: None,
         max_step_ms: float = 10.0,
         min_device_share: float = 0.0,
     ) -> EngineProcess:
@@ -89,14 +97,12 @@ class EngineProcess:
             specs: the cores, the champion first if ``has_champion``.
             environment: added to this process's own.
             on_dead: called in the loop with a core's name and the reason when it is gone.
-            flight: where the flight recorder is to be; what is there is replaced.
+            flight: the recorder, for these cores.
+            on_crash: called in the loop when the process ended by itself; the recorder says who was at work.
             max_step_ms: what a challenger's slice may take beside a champion.
             min_device_share: what challengers get of a busy champion's device.
-
-        Raises:
-            OSError: the flight recorder cannot be made.
         """
-        self = EngineProcess(specs, on_dead, Flight(flight, len(specs), create=True))
+        self = EngineProcess(specs, on_dead, flight, on_crash, has_champion)
         loop = asyncio.get_running_loop()
         self._ready = {spec.name: loop.create_future() for spec in specs}
         read_fd, write_fd = os.pipe()
@@ -111,7 +117,7 @@ class EngineProcess:
             "cores": [asdict(spec) for spec in specs],
             "has_champion": has_champion,
             "events_fd": write_fd,
-            "flight": str(flight),
+            "flight": str(flight.path),
             "max_step_ms": max_step_ms,
             "min_device_share": min_device_share,
         }
@@ -135,13 +141,34 @@ class EngineProcess:
         """What the core has done so far; needs no answer from the process."""
         return self.flight.steps(self.index(name))
 
+    def activity(self) -> Activity:
+        """What its driver is doing now; needs no answer from the process."""
+        return self.flight.activity(time.monotonic())
+
     async def ready(self, name: str) -> float:
         """Seconds the core took to load.
 
         Raises:
-            EngineStartError: it did not load, or the process ended first.
+            EngineStartError: it did not load, or the process has ended: who connects to it would wait for ever.
         """
-        return await asyncio.shield(self._ready[name])
+        load_s = await asyncio.shield(self._ready[name])
+        if self.is_gone:
+            raise EngineStartError("its engine process has ended")
+        return load_s
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, however long ago its cores were ready."""
+        return self._gone.is_set()
+
+    async def gone(self) -> None:
+        """Return when the process has ended and everybody has heard of it."""
+        await self._gone.wait()
+
+    def kill(self) -> None:
+        """End the process at once, as somebody who knows why: it does not count as a crash."""
+        self.flight.end()
+        self._process.kill()
 
     async def close(self) -> None:
         """End the process: first by closing its stdin, then by force. Idempotent."""
@@ -155,6 +182,7 @@ class EngineProcess:
         try:
             self._process.wait(STOP_GRACE_S)
         except subprocess.TimeoutExpired:
+            self.flight.end()
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
@@ -171,6 +199,7 @@ class EngineProcess:
         name, future = event["core"], self._ready[event["core"]]
         match event["event"]:
             case "ready":
+                self.weights[name] = event.get("weights", {})
                 future.set_result(event["load_s"])
             case "failed":
                 future.set_exception(EngineStartError(event["error"]))
@@ -180,12 +209,15 @@ class EngineProcess:
 
     def _ended(self, code: int) -> None:
         why = f"the engine process ended with {describe_exit(code)}"
+        if not self._closing and not self.flight.ended:
+            self.on_crash(self, why)
         for name, future in self._ready.items():
             if not future.done():
                 future.set_exception(EngineStartError(why))
                 future.exception()
             elif not future.cancelled() and future.exception() is None and not self._closing:
                 self.on_dead(name, why)
+        self._gone.set()
 
 
 def describe_exit(code: int) -> str:

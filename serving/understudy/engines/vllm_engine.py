@@ -33,7 +33,7 @@ from vllm.v1.executor import Executor
 
 from understudy.config import ModelSpec
 from understudy.engines import scoring
-from understudy.engines.base import Health, ShadowRequest
+from understudy.engines.base import DeviceUse, Health, ShadowRequest
 from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
@@ -122,6 +122,9 @@ async def connect_challenger(
     with own_registry() as metrics:
         llm = connect(spec, traffic)
     engine = VllmEngine(model, llm, champion_tokenizer, load_s, traffic, metrics, partial(process.steps, spec.name))
+    if process.has_champion:
+        engine.champion_steps = partial(process.steps, process.specs[0].name)
+    engine.weights = process.weights.get(spec.name, {})
     deaths.listen(spec.name, engine.died)
     await engine.warm_up()
     process.flight.forget_slices(process.index(spec.name))
@@ -144,6 +147,8 @@ class VllmEngine:
         self.name = model.name
         self.steps = steps
         self.load_s = load_s
+        self.weights: Mapping[str, int] = {}
+        self.champion_steps: Callable[[], Steps] = Steps
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
         self.llm = llm
@@ -164,7 +169,7 @@ class VllmEngine:
 
     def died(self, why: str) -> None:
         """The core is gone; nothing will bring it back before a restart."""
-        self._why_dead = why
+        self._why_dead = self._why_dead or why
         declare_dead(self.llm)
 
     async def warm_up(self) -> None:
@@ -215,6 +220,10 @@ class VllmEngine:
     async def busy_s(self) -> float:
         """From the flight recorder: it answers at once, whatever the engine process is doing."""
         return self.steps().busy_s
+
+    def device_use(self) -> DeviceUse:
+        """From the flight recorder, too."""
+        return DeviceUse(self.steps().busy_s, self.champion_steps().busy_s)
 
     async def close(self) -> None:
         """Close the client; the engine process is closed by its owner."""

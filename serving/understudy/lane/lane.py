@@ -279,7 +279,7 @@ class Lane:
             return Ending(State.SHED, "paused")
         health = side.engine.health()
         if not health.ready:
-            return Ending(State.SHED, "challenger_not_ready", health.detail)
+            return Ending(State.SHED, health.reason, health.detail)
         over = self._over_cap()
         if over is not None:
             return Ending(State.SHED, *over)
@@ -329,6 +329,7 @@ class Lane:
         if not side.breaker.admits():
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         self.floor.begin(exchange)
+        before, began_s = side.engine.device_use(), self._clock()
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
                 ending = await shadow(
@@ -348,6 +349,9 @@ class Lane:
             return Ending(State.SHED, fault.reason, str(fault))
         except Exception as fault:  # the guard's business: counted, logged, never the champion's
             if isinstance(fault, TimeoutError) and deadline.expired():  # ours, not one of the engine
+                if side.engine.device_use().was_starved(before, self._clock() - began_s):
+                    side.breaker.abandoned()  # it is not to blame
+                    return Ending(State.SHED, "starved", "the champion left it no time on the device")
                 side.breaker.failed("no answer before the deadline")
                 return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
             with self.guard(f"shadow {side.engine.name}"):
@@ -366,7 +370,7 @@ class Lane:
                 return Ending(State.EXPIRED, None, f"waited for its turn until the deadline: {why}")
             health = side.engine.health()
             if not health.ready:
-                return Ending(State.SHED, "challenger_not_ready", health.detail)
+                return Ending(State.SHED, health.reason, health.detail)
             over = self._over_cap()
             if over is not None:
                 return Ending(State.SHED, *over)

@@ -1,0 +1,190 @@
+"""Quarantine: challengers that are not started again because they took the engine process with them.
+
+A marker file, ``quarantine.json``, in the replica's own folder of the record. It holds the challengers in quarantine,
+each with why and since when, and the crashes of late for which nobody was to blame:
+
+    {"v": 1, "quarantined": {"w8a8": {"why": "...", "at_unix_s": 1795510800.0}},
+     "crashes": [{"at_unix_s": 1795510800.0, "why": "..."}]}
+
+``understudy shadow resume`` takes a challenger out; it comes back when the replica starts the next time.
+
+Who is to blame: the challenger that was at work when the process ended. If nobody was, or the champion, nobody is, the
+first time: a second crash within CRASH_WINDOW_S puts every challenger of the process in, because a fault of one can
+show in another's work (on a GPU it often does), and a champion that serves alone is better than one that does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from understudy.engines.flight import Flight
+
+log = logging.getLogger(__name__)
+
+MARKER = "quarantine.json"
+CRASH_WINDOW_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Why a challenger is in quarantine, and since when."""
+
+    why: str
+    at_unix_s: float
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.at_unix_s))
+        return f"in quarantine since {since}: {self.why}; `understudy shadow resume` lifts it"
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """An engine process that ended by itself."""
+
+    at_unix_s: float
+    why: str
+
+
+class Quarantine:
+    """The marker file of one replica.
+
+    Args:
+        folder: the replica's own; None for one that ends with this object.
+        wall: seconds of the wall clock.
+    """
+
+    def __init__(self, folder: Path | None, wall: Callable[[], float] = time.time) -> None:
+        self._path = None if folder is None else folder / MARKER
+        self._wall = wall
+        self._quarantined: dict[str, Quarantined] = {}
+        self._crashes: list[Crash] = []
+        self._read()
+
+    @staticmethod
+    def open(folder: Path | None) -> Quarantine:
+        """The replica's, with what its last run left to deal with; the folder is made where it is not there yet."""
+        quarantine = Quarantine(folder)
+        if folder is not None:
+            with suppress(OSError):  # a store that cannot be written; whoever writes to it says so
+                folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.glob("flight-*")):
+                quarantine.take_up(path)
+        return quarantine
+
+    def why(self, name: str) -> Quarantined | None:
+        """Why a challenger is in quarantine; None where it is not."""
+        return self._quarantined.get(name)
+
+    def names(self) -> list[str]:
+        """Who is in quarantine."""
+        return list(self._quarantined)
+
+    def put_in(self, name: str, why: str) -> None:
+        """Quarantine a challenger. The first reason stays: what follows from it says less."""
+        self._quarantined.setdefault(name, Quarantined(why, self._wall()))
+        log.error("challenger %s is quarantined: %s", name, why)
+        self._write()
+
+    def lift(self, name: str | None) -> list[str]:
+        """Take one challenger out, or all. The crashes are forgotten too. Returns who was in."""
+        lifted = [each for each in self._quarantined if name in (None, each)]
+        for each in lifted:
+            del self._quarantined[each]
+        if lifted:
+            self._crashes.clear()
+            self._write()
+        return lifted
+
+    def crashed(self, flight: Flight, why: str) -> list[str]:
+        """An engine process with the champion in it ended by itself.
+
+        Args:
+            flight: its recorder; marked as dealt with.
+            why: how it ended.
+
+        Returns:
+            The challengers that are in quarantine because of it.
+        """
+        at_work = flight.activity(time.monotonic())
+        flight.end()
+        names = flight.names
+        challengers = names[1:]
+        if not challengers:  # the champion alone, or a challenger in a process of its own
+            return []
+        now_s = self._wall()
+        self._crashes = [crash for crash in self._crashes if 0.0 <= now_s - crash.at_unix_s <= CRASH_WINDOW_S]
+        if at_work.core is not None and 0 < at_work.core < len(names):
+            blamed = [names[at_work.core]]
+            why = f"{why} while {blamed[0]} was {at_work.kind}"
+        else:
+            if at_work.core == 0:
+                why = f"{why} while {names[0]} was {at_work.kind}"
+            blamed = challengers if self._crashes else []
+            self._crashes.append(Crash(now_s, why))
+            if blamed:
+                why = f"two crashes within {CRASH_WINDOW_S / 60:.0f} minutes, no challenger at work; the last: {why}"
+        for name in blamed:
+            self.put_in(name, why)
+        if not blamed:
+            log.error("%s; nobody is quarantined the first time", why)
+            self._write()
+        return blamed
+
+    def take_up(self, path: Path) -> None:
+        """Deal with the recorder of an earlier run, whose API process is gone and could not do so itself."""
+        try:
+            flight = Flight(path)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as fault:
+            log.warning("the flight recorder of the last run cannot be read: %s", fault)
+            return
+        try:
+            if flight.is_owned or flight.ended or not flight.of_this_boot:
+                return
+            if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
+                os.kill(flight.pid, signal.SIGKILL)
+            if flight.pid:
+                self.crashed(flight, "the engine process ended together with its replica")
+        finally:
+            flight.close()
+
+    def _read(self) -> None:
+        if self._path is None:
+            return
+        try:
+            raw = json.loads(self._path.read_text(encoding="utf-8"))
+            self._quarantined = {name: Quarantined(**entry) for name, entry in raw["quarantined"].items()}
+            self._crashes = [Crash(**entry) for entry in raw["crashes"]]
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+            log.error("%s cannot be read, nobody is in quarantine: %s", self._path, fault)
+
+    def _write(self) -> None:
+        """Whole or not at all. Where the disk does not take it, it holds until this process ends; the log says so."""
+        if self._path is None:
+            return
+        body = {
+            "v": 1,
+            "quarantined": {name: asdict(entry) for name, entry in self._quarantined.items()},
+            "crashes": [asdict(crash) for crash in self._crashes],
+        }
+        fresh = self._path.with_name(f"{MARKER}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(body, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+        except OSError as fault:
+            log.error("%s cannot be written, the next start will not know of it: %s", self._path, fault)

@@ -1,0 +1,74 @@
+"""understudy shadow, against a server that notes what it is asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from click.testing import CliRunner
+
+from understudy.commands.shadow import command
+from understudy.errors import UnderstudyError
+
+STATUS = {
+    "phase": "shadowing",
+    "challengers": [
+        {"name": "a", "ready": True, "detail": ""},
+        {"name": "b", "ready": False, "detail": "its quarantine is lifted"},
+    ],
+}
+
+
+class Noting(HTTPServer):
+    asked: list[tuple[str, str | None]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Noting)
+        self.server.asked.append((self.path, self.headers.get("authorization")))
+        known = "nobody" not in self.path
+        body = json.dumps(STATUS if known else {"error": {"message": "no challenger is called 'nobody'"}}).encode()
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[Noting]:
+    with Noting(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "key"),
+    [
+        (["pause"], "/shadow/pause", None),
+        (["resume"], "/shadow/resume", None),
+        (["resume", "--challenger", "b"], "/shadow/resume?challenger=b", None),
+        (["resume", "--key", "secret"], "/shadow/resume", "Bearer secret"),
+    ],
+)
+def test_it_asks_the_server_and_shows_the_challengers(server: Noting, words: list[str], path: str, key: str) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    done = CliRunner().invoke(command, [words[0], url, *words[1:]], catch_exceptions=False)
+    assert server.asked == [(path, key)]
+    assert done.output.splitlines() == ["phase: shadowing", "  a: ready", "  b: not ready: its quarantine is lifted"]
+
+
+def test_what_the_server_refuses_and_no_server_are_errors(server: Noting) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(UnderstudyError, match=r"404.*no challenger is called 'nobody'"):
+        CliRunner().invoke(command, ["resume", url, "--challenger", "nobody"], catch_exceptions=False)
+    with pytest.raises(UnderstudyError, match="cannot be asked"):
+        CliRunner().invoke(command, ["resume", "http://127.0.0.1:1"], catch_exceptions=False)

@@ -1,0 +1,184 @@
+"""Who is put into quarantine after a crash, and that it survives one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from understudy.engines.flight import LOADING, STEPPING, Flight
+from understudy.engines.quarantine import CRASH_WINDOW_S, MARKER, Quarantine
+
+NAMES = ["champ", "a", "b"]
+KILLED = "the engine process ended with signal SIGKILL"
+
+
+class Wall:
+    now_s = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def quarantine(tmp_path: Path, wall: Wall) -> Quarantine:
+    return Quarantine(tmp_path, wall)
+
+
+def flight_at(folder: Path, core: int | None, activity: float = STEPPING) -> Flight:
+    flight = Flight(folder / "flight-0", create=NAMES)
+    flight.begin(os.getpid(), time.monotonic())
+    if core is not None:
+        flight.working(core, activity, time.monotonic())
+    return flight
+
+
+@pytest.mark.parametrize(("activity", "word"), [(STEPPING, "stepping"), (LOADING, "loading")])
+def test_the_challenger_that_was_at_work_is_quarantined_and_nobody_else(
+    quarantine: Quarantine, tmp_path: Path, activity: float, word: str
+) -> None:
+    flight = flight_at(tmp_path, 2, activity)
+    assert quarantine.crashed(flight, KILLED) == ["b"]
+    again = Quarantine(tmp_path)  # as the next start sees it
+    found = again.why("b")
+    assert found is not None
+    assert found.why == f"{KILLED} while b was {word}"
+    assert found.at_unix_s == 1_000_000.0
+    assert "understudy shadow resume" in str(found)
+    assert again.why("a") is None
+    assert flight.ended  # dealt with: the next start does not count it again
+
+
+@pytest.mark.parametrize("core", [0, None])
+def test_a_crash_in_the_champions_own_step_quarantines_no_innocents(
+    quarantine: Quarantine, tmp_path: Path, core: int | None
+) -> None:
+    assert quarantine.crashed(flight_at(tmp_path, core), KILLED) == []
+    assert Quarantine(tmp_path).names() == []
+
+
+def test_the_second_one_soon_after_quarantines_all(tmp_path: Path, wall: Wall) -> None:
+    Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, 0), KILLED)
+    wall.now_s += CRASH_WINDOW_S - 1
+    assert Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, 0), KILLED) == ["a", "b"]
+    why = Quarantine(tmp_path).why("a")
+    assert why is not None
+    assert why.why.startswith("two crashes within 10 minutes, no challenger at work")
+
+
+def test_a_crash_that_was_a_challengers_does_not_count_against_the_others(tmp_path: Path, wall: Wall) -> None:
+    Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, 2), KILLED)
+    assert Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, 0), KILLED) == []
+    assert Quarantine(tmp_path).names() == ["b"]
+
+
+def test_the_second_one_much_later_does_not(tmp_path: Path, wall: Wall) -> None:
+    Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, 0), KILLED)
+    wall.now_s += CRASH_WINDOW_S + 1
+    assert Quarantine(tmp_path, wall).crashed(flight_at(tmp_path, None), KILLED) == []
+
+
+def test_a_process_with_one_core_has_nobody_to_blame(quarantine: Quarantine, tmp_path: Path) -> None:
+    for _ in range(2):
+        flight = Flight(tmp_path / "flight-1", create=["rival"])
+        flight.working(0, STEPPING, time.monotonic())
+        assert quarantine.crashed(flight, KILLED) == []
+        assert flight.ended
+    assert quarantine.crashed(flight_at(tmp_path, 0), KILLED) == []
+
+
+def test_lifting_one_or_all(quarantine: Quarantine, tmp_path: Path) -> None:
+    quarantine.put_in("a", "x")
+    quarantine.put_in("b", "y")
+    assert quarantine.lift("a") == ["a"]
+    assert Quarantine(tmp_path).names() == ["b"]
+    assert quarantine.lift("nobody") == []
+    assert quarantine.lift(None) == ["b"]
+    assert Quarantine(tmp_path).names() == []
+
+
+def test_the_first_reason_stays(quarantine: Quarantine) -> None:
+    quarantine.put_in("a", "it hung")
+    quarantine.put_in("a", "signal SIGKILL")
+    found = quarantine.why("a")
+    assert found is not None
+    assert found.why == "it hung"
+
+
+def test_a_marker_that_cannot_be_read_or_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / MARKER).write_text("{half")
+    broken = Quarantine(tmp_path)
+    assert broken.names() == []
+    blocked = Quarantine(tmp_path / MARKER / "no folder")
+    blocked.put_in("a", "x")
+    assert blocked.names() == ["a"]  # until this process ends; the log says so
+    nowhere = Quarantine(None)
+    nowhere.put_in("a", "x")
+    assert nowhere.names() == ["a"]
+
+
+def test_the_marker_is_json_for_people(quarantine: Quarantine, tmp_path: Path) -> None:
+    quarantine.put_in("a", "it hung")
+    body = json.loads((tmp_path / MARKER).read_text())
+    assert body == {"v": 1, "quarantined": {"a": {"why": "it hung", "at_unix_s": 1_000_000.0}}, "crashes": []}
+
+
+# What an earlier run left, whose API process is gone too
+
+LAST_RUN = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from understudy.engines.flight import STEPPING, Flight
+
+flight = Flight(Path(sys.argv[1]), create=["champ", "a", "b"])
+engine = int(sys.argv[2]) or os.getpid()
+flight.begin(engine, time.monotonic())
+flight.working(1, STEPPING, time.monotonic())
+if sys.argv[3] == "end":
+    flight.end()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def last_run(path: Path, engine: int = 0, how: str = "crash") -> None:
+    subprocess.run([sys.executable, "-c", LAST_RUN, str(path), str(engine), how], check=False)
+
+
+def test_a_run_that_was_killed_as_a_whole_is_dealt_with_at_the_next_start(tmp_path: Path) -> None:
+    last_run(tmp_path / "flight-0")
+    assert Quarantine.open(tmp_path).names() == ["a"]
+    Quarantine(tmp_path).lift(None)
+    assert Quarantine.open(tmp_path).names() == []  # not a second time
+
+
+def test_one_that_ended_on_purpose_is_none(tmp_path: Path) -> None:
+    last_run(tmp_path / "flight-0", how="end")
+    assert Quarantine.open(tmp_path).names() == []
+
+
+def test_an_engine_process_that_was_left_behind_and_hangs_is_ended(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as orphan:
+        last_run(tmp_path / "flight-0", orphan.pid)
+        assert Quarantine.open(tmp_path).names() == ["a"]
+        assert orphan.wait(10) == -signal.SIGKILL
+
+
+def test_a_recorder_whose_owner_lives_is_left_alone(tmp_path: Path) -> None:
+    flight_at(tmp_path, 1)  # this process is its owner
+    assert Quarantine.open(tmp_path).names() == []
+
+
+def test_what_is_no_recorder_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "flight-0").write_text("something else")
+    assert Quarantine.open(tmp_path).names() == []
