@@ -1,7 +1,7 @@
 # Everything a human or a CI needs. Each target sets up .venv itself; `make` alone prints the targets.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu bench lint format clean
+.PHONY: help setup demo test test-fast test-gpu bench bench-kernels lint format clean
 
 BIN := .venv/bin
 CHECKS := '$(BIN)/ruff check' '$(BIN)/ruff format --check' '$(BIN)/mypy'
@@ -20,7 +20,7 @@ define run_all
 endef
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## make .venv with everything in it (a GPU is detected); at once when there is nothing to do
 	@bash deploy/setup.sh
@@ -39,6 +39,9 @@ test-gpu: setup  ## only the tests that need a GPU
 
 bench: setup  ## run the benchmarks and write their results
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-kernels: setup  ## only those of the kernels, on a GPU where there is one
+	@$(BIN)/python benchmarks/run.py score divergence $(ARGS)
 
 lint: setup  ## ruff, format and mypy
 	$(call run_all,$(CHECKS))

@@ -14,6 +14,8 @@ BENCHMARKS = (
     "serving.bench_throughput",
     "serving.bench_isolation",
     "serving.bench_pressure",
+    "kernel_ops.bench_score",
+    "kernel_ops.bench_divergence",
 )
 
 
