@@ -142,6 +142,17 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """Where OpenTelemetry traces go (extra ``traces``): an OTLP/HTTP collector."""
+
+    endpoint: str | None = option(
+        None,
+        "an http:// or https:// address, or null",
+        lambda value: value is None or value.startswith(("http://", "https://")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Auth:
     """Keys. ``shadow_key`` guards /shadow; it is required where the server listens beyond this machine."""
 
@@ -162,6 +173,7 @@ class Config:
     record: RecordSpec = RecordSpec()
     gates: tuple[Gate, ...] = ()
     prices: Prices = Prices()
+    traces: Traces = Traces()
     auth: Auth = Auth()
 
 

@@ -58,6 +58,8 @@ class RequestFacts:
     tags: Mapping[str, str] = field(default_factory=lambda: NO_TAGS)
     shadow_off: bool = False
     body: bytes | None = None
+    traceparent: str | None = None
+    """The W3C trace context that the client sent (meter/traces.py)."""
 
     @property
     def session(self) -> str | None:

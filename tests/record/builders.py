@@ -48,6 +48,7 @@ def exchange(number: int, *, parameters: Any = None, client_request_id: str | No
         client_request_id=client_request_id or f"client-{number}",
         tags=MappingProxyType({"session": f"s{number}"}),
         body=b'{"messages": []}',
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
     return Exchange(
         exchange_id=f"ex-{number}",

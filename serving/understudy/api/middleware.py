@@ -89,6 +89,7 @@ def read_facts(path: str, headers: list[tuple[bytes, bytes]]) -> RequestFacts:
     return RequestFacts(
         endpoint=path,
         client_request_id=_text(known.get(b"x-request-id")),
+        traceparent=_text(known.get(b"traceparent")),
         shadow_off=known.get(b"x-understudy-shadow", b"").strip().lower() == b"off",
     )
 

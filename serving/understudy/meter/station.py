@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -23,6 +24,7 @@ from understudy.meter.nvml import NvmlSource
 from understudy.meter.publish import ExchangeMetrics, publish_meter, publish_status
 from understudy.meter.reading import Source
 from understudy.meter.sampler import Sampler
+from understudy.meter.traces import exporting
 from understudy.types import Ending, Exchange
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Station:
         self.caps = Caps(config.shadow.limits, clock)
         self._metrics = Metrics([prometheus, *sinks])
         self._guard = guard
+        self._traces = None if config.traces.endpoint is None else exporting(config.traces.endpoint)
         self._facts: Callable[[], Mapping[str, Any]] = dict
         source, groups = watched(engines)
         self.meter = Meter(groups, Sampler(source), config.prices, self.caps, guard, clock)
@@ -66,10 +69,15 @@ class Station:
     async def close(self) -> None:
         """End. Idempotent."""
         await self.meter.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     def heard_with(self, others: Witnesses) -> Heard:
-        """The lane's witnesses: ``others`` first, then the metrics, whose faults do not reach them."""
-        return Heard(others, [ExchangeMetrics(self._metrics)], self._guard)
+        """The lane's witnesses: ``others`` first, then metrics and traces, whose faults do not reach them."""
+        more: list[Witnesses] = [ExchangeMetrics(self._metrics)]
+        if self._traces is not None:
+            more.append(self._traces)
+        return Heard(others, more, self._guard)
 
     def _publish(self) -> None:
         publish_meter(self.meter, self._metrics)

@@ -123,6 +123,7 @@ def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, 
                 "exchange_id": exchange.exchange_id,
                 "request_id": exchange.request_id,
                 "client_request_id": exchange.facts.client_request_id,
+                "traceparent": exchange.facts.traceparent,
                 "arrived_unix_s": exchange.arrived_unix_s,
                 "challengers": challengers,
                 "offered": dict(offered),
@@ -228,6 +229,7 @@ def _accepted(document: Mapping[str, Any]) -> Accepted:
         client_request_id=document.get("client_request_id"),
         tags=MappingProxyType(dict(document["tags"])) if document.get("tags") else NO_TAGS,
         shadow_off=document.get("shadow_off", False),
+        traceparent=document.get("traceparent"),
         body=None if document.get("body") is None else document["body"].encode("utf-8", "surrogateescape"),
     )
     exchange = Exchange(
