@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 from tests.builders import Clock, Ear, Offer, answer, exchange, in_loop, observation, running
 
 from understudy.config import Limits, Prices
 from understudy.engines.fake import FakeEngine
 from understudy.lane.guard import Guard
 from understudy.meter.caps import Caps
-from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink
+from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink, metrics_app
 from understudy.meter.meter import ONE_PROCESS, Group, Meter
 from understudy.meter.metrics import BY_NAME, METRICS, Labels, Metric, Metrics
 from understudy.meter.publish import ExchangeMetrics, publish_meter
@@ -268,7 +269,12 @@ def test_engines_with_the_same_names_are_one_family_told_apart_by_role() -> None
     assert 'vllm:prompt_tokens_total{model="b",model_name="b",role="challenger"} 5.0' in text
     assert text.count("\nprocess_something 7.0") == 1  # once, from the process's own registry
     assert list(text_string_to_metric_families(text))
-    only = generate_latest(exposition.restricted_registry(["vllm:prompt_tokens_total"])).decode()  # type: ignore[arg-type]
+    client = TestClient(metrics_app(exposition))
+    assert client.get("/metrics").text == text
+    openmetrics = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+    only = client.get("/metrics", params={"name[]": "vllm:prompt_tokens_total"}).text
     assert "process_something" not in only
     assert only.count("vllm:prompt_tokens_total{") == 2
 
