@@ -23,7 +23,9 @@ from understudy.meter.metrics import METRICS
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
-PROMPT = "the quick brown fox jumps over the lazy dog and then once more over the other dog"
+PROMPT = " ".join(
+    ["the quick brown fox jumps over the lazy dog and then once more over the other dog"] * 8
+)  # several KV blocks
 ALLOWED_SHARE = 0.02
 
 
