@@ -77,11 +77,12 @@ def test_another_champions_answers_are_left_out(tmp_path: Path) -> None:
     assert replayed(record, only="newer")[1] == {"another champion answered it (champion)": 1}
 
 
-@pytest.mark.parametrize("mode", ["redacted", "none"])
-def test_what_was_redacted_is_left_out_and_counted(tmp_path: Path, mode: Any) -> None:
+@pytest.mark.parametrize(("mode", "word"), [("redacted", "Say"), ("redacted", "and"), ("none", "")])
+def test_what_was_redacted_is_left_out_and_counted(mode: Any, word: str) -> None:
+    """A hit in the prompt, one in the answer alone, and no text at all."""
     from understudy.record.privacy import Privacy
 
-    privacy = Privacy(mode, [lambda text: text.replace("yes", "[hit]")], b"secret")
+    privacy = Privacy(mode, [lambda text: text.replace(word, "[hit]")], b"secret")
     views = [privacy.apply(dict(document)) for document in documents()]
     left_out: Counter[str] = Counter()
     assert list(replayable(iter(views), restore, left_out)) == []

@@ -87,6 +87,8 @@ def test_one_that_hangs_is_left_behind_and_not_asked_again_before_it_is_done(mon
         assert values(comparators) == values(comparators) == {"exact_match": 1.0}
         assert guard.swallowed == {"compare custom_tone": 2}
         assert len(entered) == 1
+        (left,) = [thread for thread in threading.enumerate() if thread.name == "compare-custom_tone"]
+        assert left.daemon  # it does not keep a server from ending
     finally:
         HANG.set()
 

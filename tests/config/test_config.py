@@ -41,6 +41,22 @@ def test_the_smallest_configuration() -> None:
     assert config.auth.shadow_key is None
 
 
+def test_the_comparators_have_a_section_of_their_own() -> None:
+    config = parse(
+        with_keys(compare={"use": ["exact", "text"], "label_pattern": "is (a|b)", "callables": {"x": "a:b"}})
+    )
+    assert config.compare.names == ("exact", "text", "label")
+    assert config.compare.callables == {"x": "a:b"}
+    assert parse(CHAMPION).compare.label_pattern is None
+    assert "compare.label_patern: unknown key; did you mean 'label_pattern'?" in error_of(
+        with_keys(compare={"label_patern": "(a)"})
+    )
+    assert "compare.use: 'exakt' is no comparator" in error_of(with_keys(compare={"use": ["exakt"]}))
+    assert "compare.max_characters: 'all' must be a whole number" in error_of(
+        with_keys(compare={"max_characters": "all"})
+    )
+
+
 def test_the_whole_configuration_arrives() -> None:
     config = parse(
         {

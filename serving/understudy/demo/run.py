@@ -72,6 +72,7 @@ def config(models: DemoModels, out: Path) -> dict[str, Any]:
         ],
         "placement": "shared",
         "shadow": {"limits": {"max_pending": 4096, "max_concurrency": 16, "deadline_s": SHADOW_TIMEOUT_S}},
+        "compare": {"label_pattern": LABEL_PATTERN},
         "record": {"url": str(out)},
         "gates": [
             {"metric": "accuracy", "pattern": LABEL_PATTERN, "margin": 0.05},
