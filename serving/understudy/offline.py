@@ -11,9 +11,10 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,11 @@ async def _work(
     console: Console,
     total: int | None = None,
 ) -> bool:
-    """``do`` for every item, so many at a time, each when the lane has room. Returns whether Ctrl-C ended it."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """``do`` for every item, so many at a time, each when the lane has room. Returns whether Ctrl-C ended it.
+
+    The first Ctrl-C lets what is under way come to its end, so that it does not count as missing; the second does not.
+    """
+    stop, stop_now = asyncio.Event(), asyncio.Event()
     waiting, done, one_at_a_time = iter(items), 0, asyncio.Lock()
 
     async def worker() -> None:
@@ -196,18 +199,33 @@ async def _work(
             await do(item)
             done += 1
 
+    async def work() -> None:
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        await server.idle()
+
+    def interrupt() -> None:
+        (stop_now if stop.is_set() else stop).set()
+        console.print("ending when what is under way is done; Ctrl-C again ends it now", style="yellow")
+
     num_items = total if total is not None else len(items)  # type: ignore[arg-type]
-    with suppress(NotImplementedError, RuntimeError, ValueError):  # only the main thread hears signals
-        loop.add_signal_handler(signal.SIGINT, stop.set)
-    try:
+    with _interrupts(interrupt):
         async with _progress(server, name, num_items, lambda: done, console):
-            await _until(stop, asyncio.gather(*(worker() for _ in range(concurrency))))
-            if not stop.is_set():
-                await _until(stop, asyncio.ensure_future(server.idle()))
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
+            await _until(stop_now, asyncio.ensure_future(work()))
     return stop.is_set()
+
+
+@contextmanager
+def _interrupts(handler: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls ``handler`` for the time of the block; in a thread, which hears no signals, nothing does."""
+    loop = asyncio.get_running_loop()
+    hears = threading.current_thread() is threading.main_thread()
+    if hears:
+        loop.add_signal_handler(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        if hears:
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 _END = object()

@@ -1,0 +1,114 @@
+"""Who sends offline: everything ends, Ctrl-C in two steps, errors that are not hidden. A lane with fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.builders import Ear, Offer, exchange, in_loop, offers, shadow_spec, turns
+
+from understudy import offline
+from understudy.engines.fake import FakeEngine
+from understudy.lane.lane import Lane
+from understudy.record import Feedback
+
+
+class Server:
+    """What offline asks of a server, over a lane."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.ear, self.told = Ear(), list[Feedback]()
+        self.lane = Lane([engine], shadow_spec(max_concurrency=1, max_pending=2**31), self.ear)
+        self.offer, self.room, self.idle, self.counts = (
+            self.lane.offer, self.lane.room, self.lane.idle, self.lane.counts,
+        )  # fmt: skip
+        self.lane.start()
+
+    async def feedback(self, given: Feedback) -> bool:
+        self.told.append(given)
+        return True
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def recorded(count: int) -> list[tuple[Offer, Sequence[Feedback]]]:
+    return [(each, [Feedback(each.exchange_id, "a", 1.0)]) for each in offers(count)]
+
+
+def replay(server: Server, items: Any, console: Console | None = None) -> Any:
+    return offline.replay(server, items, total=10, concurrency=2, console=console or quiet())  # type: ignore[arg-type]
+
+
+def said(console: Console) -> bool:
+    return "Ctrl-C again" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await turns(1)
+
+
+@in_loop
+async def test_everything_is_offered_with_its_feedback_and_ends() -> None:
+    server = Server(FakeEngine())
+    outcome = await replay(server, iter(recorded(10)))
+    assert (outcome.interrupted, dict(outcome.refused)) == (False, {})
+    assert server.ear.words() == ["compared"] * 10
+    assert len(server.told) == 10
+    await server.lane.close()
+
+
+@in_loop
+async def test_the_first_interrupt_lets_what_is_under_way_end_and_the_second_does_not() -> None:
+    engine = FakeEngine(gate=asyncio.Event())
+    server, console = Server(engine), quiet()
+    running = asyncio.ensure_future(replay(server, iter(recorded(100)), console))
+    await until(lambda: server.counts()["fake"]["pending"] >= 8)  # 4 times the 2 at a time: the others wait
+    await turns(50)
+    assert server.counts()["fake"]["pending"] <= 9
+    os.kill(os.getpid(), signal.SIGINT)
+    await until(lambda: said(console))
+    assert not running.done()
+    os.kill(os.getpid(), signal.SIGINT)
+    outcome = await running
+    assert outcome.interrupted
+    assert server.ear.words() == []
+    await server.lane.close()
+    assert engine.aborted == 1
+
+
+@in_loop
+async def test_after_one_interrupt_nothing_is_left_pending() -> None:
+    gate = asyncio.Event()
+    server, console = Server(FakeEngine(gate=gate)), quiet()
+    running = asyncio.ensure_future(replay(server, iter(recorded(100)), console))
+    await until(lambda: server.counts()["fake"]["pending"] > 0)
+    os.kill(os.getpid(), signal.SIGINT)
+    await until(lambda: said(console))
+    gate.set()
+    outcome = await running
+    counts = server.counts()["fake"]
+    assert outcome.interrupted
+    assert counts["pending"] == 0
+    assert 0 < counts["compared"] == counts["sampled"] < 100
+    await server.lane.close()
+
+
+@in_loop
+async def test_a_record_that_cannot_be_read_any_further_is_an_error_and_not_an_end() -> None:
+    def broken() -> Any:
+        yield Offer(exchange("x")), []
+        raise OSError("gone")
+
+    server = Server(FakeEngine())
+    with pytest.raises(OSError, match="gone"):
+        await replay(server, broken())
+    await server.lane.close()
