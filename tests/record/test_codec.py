@@ -92,7 +92,11 @@ def test_numbers_that_are_not_finite() -> None:
 def test_logprobs_are_float32_and_other_numbers_exact() -> None:
     event = with_logprobs(*(float(np.float32(value)) for value in (-0.1, -1 / 3, -123.456, -1e-30)))
     assert from_json(decode(encode(event, plain))) == event
-    assert b"f32:" in encode(event, plain)
+    assert b"f32+" in encode(event, plain)
+    assert logprobs(from_json(decode(encode(with_logprobs(-1e300, -0.5), plain)))) == (-math.inf, -0.5)
+    surrogates = with_logprobs(-0.5)
+    surrogates = replace(surrogates, exchange=replace(surrogates.exchange, prompt_text="half a pair \ud800"))
+    assert logprobs(from_json(decode(encode(surrogates, plain)))) == (-0.5,)
     named = Comparison({"a": 0.1, "b": -1e-300, "c": 1 / 3, "d": 5e-324})
     compared = Ended("e", "b", Ending(State.COMPARED, comparison=named), 1.0)
     assert from_json(decode(encode(compared, plain))) == compared
@@ -112,7 +116,7 @@ VERSION_1 = """\
 "arrived_unix_s":1.5,"challengers":["b"],"offered":{"b":1},"endpoint":"/v1/completions","tags":{"session":"s"},\
 "shadow_off":false,"body":null,"prompt_text":"hi","parameters":{"n":1},"champion":{"model":"m","outcome":"finished",\
 "rendered":"token_ids","error":null,"prompt_token_ids":[1,2],"timings":{"arrived_s":1.0,"first_token_s":null,\
-"finished_s":2.0},"answers":[{"text":"f32:","finish_reason":"stop","token_ids":[3],"logprobs":["-inf",-0.1]}],\
+"finished_s":2.0},"answers":[{"text":"f32+","finish_reason":"stop","token_ids":[3],"logprobs":["-inf",-0.1]}],\
 "scores":[]}}
 """
 
@@ -123,7 +127,7 @@ def test_records_of_version_1_still_read() -> None:
     assert is_whole(line)
     assert not is_whole(line.replace(b"hi", b"ho"))
     event: Any = from_json(decode(line))
-    assert event.exchange.champion.answers[0] == Answer((3,), "f32:", "stop", (-math.inf, -0.1))
+    assert event.exchange.champion.answers[0] == Answer((3,), "f32+", "stop", (-math.inf, -0.1))
     assert decode_head(line) == replace_struct(head_of(event), v=1)
     assert links_of(line) is None
     assert decode(record_of(line)) == {name: value for name, value in decode(line).items() if name != "crc"}

@@ -11,6 +11,8 @@ import math
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from struct import Struct
 from types import MappingProxyType
 from typing import Any
 
@@ -44,7 +46,8 @@ from understudy.types import (
     Timings,
 )
 
-_F32 = "f32:"
+_F32 = "f32+"
+_MARK = b64decode(_F32)
 _ENCODER = msgspec.json.Encoder(enc_hook=repr)
 _HEADS = msgspec.json.Decoder(Head)
 
@@ -74,7 +77,7 @@ def append_document(buffer: bytearray, document: Mapping[str, Any]) -> None:
         _ENCODER.encode_into(document, buffer, -1)
     except UnicodeEncodeError:
         # Half a surrogate pair that some client sent: only the slow encoder escapes it.
-        buffer[start:] = json.dumps(document, default=repr, separators=(",", ":")).encode("ascii")
+        buffer[start:] = json.dumps(document, default=_plain, separators=(",", ":")).encode("ascii")
 
 
 def decode(line: bytes) -> dict[str, Any]:
@@ -331,9 +334,20 @@ def _floor_to_json(floor: Floor) -> dict[str, Any]:
     return {"comparison": None if compared is None else _named_numbers(compared.values), "reason": floor.reason}
 
 
-def _numbers(values: tuple[float, ...]) -> str:
-    """Many numbers, compactly: ``f32:`` and little-endian float32 in base64, also where they are not finite."""
-    return _F32 + b64encode(array("f", values).tobytes()).decode()
+def _numbers(values: tuple[float, ...]) -> bytes:
+    """Many numbers, compactly: little-endian float32, also where they are not finite.
+
+    The encoder makes base64 of it, three times as fast as Python; the mark before it comes out as ``f32+``.
+    """
+    try:
+        return _MARK + _packing(len(values)).pack(*values)
+    except OverflowError:  # beyond float32
+        return _MARK + array("f", values).tobytes()
+
+
+@lru_cache(maxsize=4096)
+def _packing(num_values: int) -> Struct:
+    return Struct(f"<{num_values}f")
 
 
 def _named_numbers(values: Mapping[str, float]) -> dict[str, float | str]:
@@ -355,6 +369,10 @@ def _expand(seen: dict[str, Any]) -> None:
         for name, value in one.items():
             if name != "text" and isinstance(value, str) and value.startswith(_F32):
                 one[name] = [number if math.isfinite(number) else str(number) for number in _floats(value)]
+
+
+def _plain(value: object) -> str:
+    return b64encode(value).decode() if isinstance(value, bytes) else repr(value)
 
 
 def _text(body: bytes | None) -> str | None:
