@@ -1,18 +1,24 @@
-"""The record: what append() costs its caller, and how the keeper compares with raw write() of the same bytes.
+"""The record: what it costs to write, how large it is, and how fast it is read, queried and recovered.
 
-    PYTHONPATH=serving python benchmarks/serving/bench_record.py [--out FILE.json] [--folder DISK]
+    python -m benchmarks.serving.bench_record [--out FILE.json] [--folder DISK] [--small]
 
-Arms, interleaved in every repeat, on the same disk and with the same lines:
+Writing, arms interleaved in every repeat, on the same disk:
 
-    keeper          append() of every event, then flush(): JSON, checksum, group fsync, index
-    raw             one os.write() for each line, fsync after the same number of groups
+    keeper          append() of every event, then flush(): JSON, hash chain, group fsync, index
+    raw             one os.write() for each of the keeper's lines, fsync after the same number of groups
     raw again       the same once more: the noise
     raw, no fsync   one os.write() for each line, and nothing durable
+    JSON lines      what one would write by hand: json.dumps of the same documents, with all numbers and with the prompt
+                    on both sides, one os.write() each, fsync after the same number of groups
 
 Ratios are throughputs, keeper / raw, as medians over the repeats with a bootstrap 95% interval. The events are
 pairs of an exchange and its ending: --prompt-tokens in, --output-tokens out on both sides, with logprobs and
 scores. CPU seconds are printed beside them, because a busy machine slows the keeper, which computes, more than raw,
 which waits for the disk.
+
+Then: a log of --recovery-mb is opened after a crash; segments are sealed; and --query-exchanges exchanges in sealed
+segments (copies of one segment, with ids of their own) are queried by a new process with nothing of them in the page
+cache.
 """
 
 from __future__ import annotations
@@ -22,7 +28,6 @@ import asyncio
 import gc
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -31,28 +36,18 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
-from understudy.record import Accepted, Ended, Event, RecordKeeper, RecordReader, WriterLimits
+from benchmarks.common import finish, machine, parser, ratio
+from benchmarks.serving.record_events import make_events, open_keeper, timed
+from benchmarks.serving.record_reading import measure_query, measure_recovery, measure_sealing
+from understudy.record import Accepted, Event, RecordReader, WriterLimits, decode
 from understudy.record.index import Index
-from understudy.record.lines import scan
+from understudy.record.lines import record_of, scan
 from understudy.record.recover import replay
 from understudy.record.sources import Source
-from understudy.types import (
-    Answer,
-    Comparison,
-    Ending,
-    Exchange,
-    Observation,
-    Outcome,
-    RequestFacts,
-    Score,
-    State,
-    Timings,
-)
 
 GOAL, STRETCH = 0.5, 0.8
 
@@ -61,92 +56,66 @@ def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-record-") as name:
         folder = Path(name)
-        events = make_events(options)
+        events = make_events(options.num_exchanges, options.prompt_tokens, options.output_tokens)
         results: dict[str, Any] = {
             "benchmark": "record",
             "regime": {key: value for key, value in vars(options).items() if key not in ("out", "folder")},
-            "machine": machine(folder),
+            "machine": machine() | {"load_1_min": f"{os.getloadavg()[0]:.2f}", "file_system": file_system(folder)},
             "throughput": measure_throughput(folder, events, options.repeats),
             "append_us": measure_append(folder / "append", events),
             "loop_lag_ms": measure_loop_lag(folder / "lag", events, options.rate),
             "reading": measure_reading(folder / "reading", events),
+            "sealing": measure_sealing(folder / "reading", len(events) // 2),
+            "recovery": measure_recovery(folder / "recovery", events, options.recovery_mb),
+            "cold_query": measure_query(folder / "query", options.query_exchanges),
         }
     print_table(results)
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results))
+    finish(results, options.out)
 
 
 def parse_options() -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
-    parser.add_argument("--num-exchanges", type=int, default=1500)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--output-tokens", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--rate", type=int, default=50, help="exchanges/s while the loop's lag is measured")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    options.add_argument("--num-exchanges", type=int, default=1500)
+    options.add_argument("--prompt-tokens", type=int, default=512)
+    options.add_argument("--output-tokens", type=int, default=256)
+    options.add_argument("--repeats", type=int, default=9)
+    options.add_argument("--rate", type=int, default=50, help="exchanges/s while the loop's lag is measured")
+    options.add_argument("--recovery-mb", type=int, default=1000)
+    options.add_argument("--query-exchanges", type=int, default=1_000_000)
+    options.add_argument("--small", action="store_true", help="a look whether it works: a hundredth of everything")
+    given = options.parse_args()
+    if given.small:
+        given.num_exchanges, given.repeats, given.recovery_mb, given.query_exchanges = 100, 2, 10, 10_000
+    return given
 
 
-def make_events(options: argparse.Namespace) -> list[Event]:
-    chance = random.Random(1)
-
-    def observation(model: str, prompt: tuple[int, ...], scores: tuple[Score, ...] = ()) -> Observation:
-        tokens = tuple(chance.randrange(150_000) for _ in range(options.output_tokens))
-        logprobs = tuple(-chance.expovariate(1.0) for _ in tokens)
-        answer = Answer(tokens, "word " * options.output_tokens, "stop", logprobs)
-        return Observation(model, Outcome.FINISHED, prompt, (answer,), Timings(1.0, 1.1, 3.5), scores)
-
-    events: list[Event] = []
-    for number in range(options.num_exchanges):
-        prompt = tuple(chance.randrange(150_000) for _ in range(options.prompt_tokens))
-        champion = observation("champion", prompt)
-        ranks = tuple(chance.randint(1, 9) for _ in range(options.output_tokens))
-        score = Score(tuple(-chance.expovariate(1.0) for _ in ranks), ranks)
-        ending = Ending(
-            State.COMPARED,
-            challenger=observation("challenger", prompt, (score,)),
-            comparison=Comparison({f"number_{n}": chance.random() for n in range(12)}),
-        )
-        facts = RequestFacts("/v1/chat/completions", f"client-{number}", {"session": f"s{number % 50}"})
-        text = "word " * options.prompt_tokens
-        exchange = Exchange(
-            f"{number:032x}", f"chatcmpl-{number:032x}", 1.7e9 + number, facts, PARAMETERS, text, champion
-        )
-        events.append(Accepted(exchange, ("challenger",), {"challenger": number}))
-        events.append(Ended(exchange.exchange_id, "challenger", ending, 1.7e9 + number))
-    return events
-
-
-PARAMETERS = {
-    "temperature": 0.7,
-    "top_p": 0.95,
-    "max_tokens": 256,
-    "seed": 7,
-    "stop": ["\n\n"],
-    "logprobs": 1,
-}
-
-
-def open_keeper(folder: Path) -> RecordKeeper:
-    return RecordKeeper.open(folder, describe_parameters=dict, limits=WriterLimits(max_queued=1 << 30))
+def file_system(folder: Path) -> str:
+    said = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=False)
+    return said.stdout.strip()
 
 
 def measure_throughput(folder: Path, events: Sequence[Event], repeats: int) -> dict[str, Any]:
-    spent: dict[str, list[Spent]] = {"keeper": [], "raw": [], "raw again": [], "raw, no fsync": []}
-    num_bytes = num_groups = 0
+    names = ("keeper", "raw", "raw again", "raw, no fsync", "JSON lines")
+    spent: dict[str, list[Spent]] = {name: [] for name in names}
+    num_bytes = num_groups = num_plain_bytes = 0
     for repeat in range(repeats + 1):  # the first warms up
         log = folder / f"log-{repeat}"
         of_keeper = time_keeper(log, events)
         lines = [line for _, line in scan(log, print)]
-        num_bytes = sum(map(len, lines))
+        documents = plain_documents(lines)
+        num_bytes, num_plain_bytes = sum(map(len, lines)), sum(len(json.dumps(each)) + 1 for each in documents)
         num_groups = max(1, round(num_bytes / WriterLimits().group_bytes))
-        num_fsyncs = {"raw": num_groups, "raw again": num_groups, "raw, no fsync": 0}
+        raw = folder / "raw"
+        arms: dict[str, Callable[[], Spent]] = {
+            "raw": partial(time_raw, raw, lines, num_groups),
+            "raw again": partial(time_raw, raw, lines, num_groups),
+            "raw, no fsync": partial(time_raw, raw, lines, 0),
+            "JSON lines": partial(time_json, raw, documents, num_groups),
+        }
         this = {"keeper": of_keeper}
-        for name in random.Random(repeat).sample(sorted(num_fsyncs), len(num_fsyncs)):
-            this[name] = time_raw(folder / "raw", lines, num_fsyncs[name])
+        for name in random.Random(repeat).sample(sorted(arms), len(arms)):
+            this[name] = arms[name]()
         for path in log.iterdir():
             path.unlink()
         if repeat:
@@ -157,13 +126,28 @@ def measure_throughput(folder: Path, events: Sequence[Event], repeats: int) -> d
         "num_records": len(events),
         "num_bytes": num_bytes,
         "num_groups": num_groups,
-        "arms": {name: arm_summary(arm, len(events), num_bytes) for name, arm in spent.items()},
+        "bytes_per_exchange": {"log": 2 * num_bytes / len(events), "JSON lines": 2 * num_plain_bytes / len(events)},
+        "arms": {
+            name: arm_summary(arm, len(events), num_plain_bytes if name == "JSON lines" else num_bytes)
+            for name, arm in spent.items()
+        },
         "keeper / raw": ratio(wall_s["raw"], wall_s["keeper"]),
         "keeper / raw, no fsync": ratio(wall_s["raw, no fsync"], wall_s["keeper"]),
+        "keeper / JSON lines": ratio(wall_s["JSON lines"], wall_s["keeper"]),
         "raw again / raw": ratio(wall_s["raw"], wall_s["raw again"]),
         "goal": GOAL,
         "stretch": STRETCH,
     }
+
+
+def plain_documents(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The records as somebody would write them who thinks of nothing: lists of numbers, the prompt on both sides."""
+    documents = [decode(record_of(line)) for line in lines]
+    prompts = {each["exchange_id"]: each["champion"]["prompt_token_ids"] for each in documents if "champion" in each}
+    for each in documents:
+        if each.get("observation"):
+            each["observation"]["prompt_token_ids"] = prompts[each["exchange_id"]]
+    return documents
 
 
 class Spent(NamedTuple):
@@ -206,6 +190,20 @@ def time_raw(path: Path, lines: Sequence[bytes], num_fsyncs: int) -> Spent:
                 os.fsync(fd)
         if num_fsyncs:
             os.fsync(fd)
+    os.close(fd)
+    path.unlink()
+    return done[0]
+
+
+def time_json(path: Path, documents: Sequence[dict[str, Any]], num_fsyncs: int) -> Spent:
+    every, done = len(documents) // num_fsyncs, list[Spent]()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    with spending(done):
+        for number, document in enumerate(documents, 1):
+            os.write(fd, json.dumps(document).encode() + b"\n")
+            if number % every == 0:
+                os.fsync(fd)
+        os.fsync(fd)
     os.close(fd)
     path.unlink()
     return done[0]
@@ -299,12 +297,6 @@ def index_bytes(folder: Path) -> float:
     return (after - before) / len(index)
 
 
-def timed(run: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    run()
-    return time.perf_counter() - started_s
-
-
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     at = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -322,30 +314,6 @@ def arm_summary(spent: Sequence[Spent], num_records: int, num_bytes: int) -> dic
     }
 
 
-def ratio(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Median of base / other over the repeats, with a bootstrap 95% interval."""
-    ratios = [b / o for b, o in zip(base, other, strict=True)]
-    chance = random.Random(3)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(4000))
-    return {"median": statistics.median(ratios), "low": medians[100], "high": medians[-101]}
-
-
-def machine(folder: Path) -> dict[str, str]:
-    def said(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "load_1_min": f"{os.getloadavg()[0]:.2f}",
-        "python": platform.python_version(),
-        "msgspec": msgspec.__version__,
-        "kernel": platform.release(),
-        "file_system": said("stat", "-f", "-c", "%T", str(folder)),
-        "commit": said("git", "rev-parse", "--short", "HEAD"),
-    }
-
-
 def print_table(results: dict[str, Any]) -> None:
     throughput = results["throughput"]
     num_bytes, num_records = throughput["num_bytes"], throughput["num_records"]
@@ -354,15 +322,16 @@ def print_table(results: dict[str, Any]) -> None:
     for name, arm in throughput["arms"].items():
         times = "".join(f"{arm[key]:9.3f}" for key in ("p20_s", "p50_s", "p80_s", "cpu_s"))
         print(f"{name:<16}{times}{arm['records_per_s']:12.0f}{arm['mb_per_s']:8.1f}")
-    for name in ("keeper / raw", "keeper / raw, no fsync", "raw again / raw"):
+    for name in ("keeper / raw", "keeper / raw, no fsync", "keeper / JSON lines", "raw again / raw"):
         r = throughput[name]
         print(f"{name:<24}{r['median']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]")
     for title in ("append_us", "loop_lag_ms"):
         for name, row in results[title].items():
             if isinstance(row, dict):
                 print(f"{title:<14}{name:<20}" + "".join(f"{key} {value:.2f}  " for key, value in row.items()))
-    for name, value in results["reading"].items():
-        print(f"{name:<26}{value}")
+    for title in ("reading", "sealing", "recovery", "cold_query"):
+        for name, value in results[title].items():
+            print(f"{title:<12}{name:<28}{value}")
 
 
 if __name__ == "__main__":
