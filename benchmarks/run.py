@@ -20,8 +20,10 @@ BENCHMARKS = (
 
 
 def main() -> int:
-    """Run those named on the command line, or all. Returns 1 when one failed."""
-    wanted = sys.argv[1:] or [name.rpartition(".")[2].removeprefix("bench_") for name in BENCHMARKS]
+    """Run those named on the command line, or all; options after the names go to each. Returns 1 when one failed."""
+    arguments = sys.argv[1:]
+    num_names = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    wanted = arguments[:num_names] or [name.rpartition(".")[2].removeprefix("bench_") for name in BENCHMARKS]
     failed = []
     for module in BENCHMARKS:
         name = module.rpartition(".")[2].removeprefix("bench_")
@@ -29,7 +31,7 @@ def main() -> int:
             continue
         print(f"\n== {name}", flush=True)
         out = HERE / "results" / f"{name}-{'gpu' if Path('/dev/nvidia0').exists() else 'cpu'}.json"
-        command = [sys.executable, "-m", f"benchmarks.{module}", "--out", str(out)]
+        command = [sys.executable, "-m", f"benchmarks.{module}", "--out", str(out), *arguments[num_names:]]
         if subprocess.run(command, cwd=HERE.parent, check=False).returncode:
             failed.append(name)
     print(f"\nfailed: {', '.join(failed)}" if failed else "\nall benchmarks ran; results are in benchmarks/results/")

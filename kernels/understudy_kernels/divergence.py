@@ -35,6 +35,7 @@ def divergence(
     softcap_p: float | None = None,
     softcap_q: float | None = None,
     vocab_size: int | None = None,
+    round_logits: bool = False,
     js: bool = False,
 ) -> Divergences:
     """Compare ``softmax(head_p(hidden_p))`` with ``softmax(head_q(hidden_q))`` at each position.
@@ -47,6 +48,7 @@ def divergence(
         targets: int64 [num_tokens]; see score.
         bias_p: and so on: see score.
         vocab_size: the tokens both models have, with the same ids. None: the smaller number of rows.
+        round_logits: of both sides; see score.
         js: also Jensen-Shannon and total variation, at the price of a second sweep (twice the time).
 
     Returns:
@@ -58,8 +60,8 @@ def divergence(
     Memory: as for score, twice. Not differentiable.
     """
     vocab_size = min(weight_p.shape[0], weight_q.shape[0]) if vocab_size is None else vocab_size
-    p = Head(hidden_p, weight_p, vocab_size, bias_p, scale_p, softcap_p)
-    q = Head(hidden_q, weight_q, vocab_size, bias_q, scale_q, softcap_q)
+    p = Head(hidden_p, weight_p, vocab_size, bias_p, scale_p, softcap_p, round_logits)
+    q = Head(hidden_q, weight_q, vocab_size, bias_q, scale_q, softcap_q, round_logits)
     return divergence_source(p, q, targets, js)
 
 

@@ -28,6 +28,7 @@ def score(
     scale: float = 1.0,
     softcap: float | None = None,
     vocab_size: int | None = None,
+    round_logits: bool = False,
 ) -> Scores:
     """Score targets under ``softmax(scale * cap(hidden @ weight.T + bias))``.
 
@@ -40,6 +41,9 @@ def score(
         scale: applied last.
         softcap: cap(x) = softcap * tanh(x / softcap); None for no cap.
         vocab_size: the tokens that exist, where the weight has padding rows after them. None: all rows.
+        round_logits: round the product (and bias) to the inputs' dtype first, as a model's own head does. Then the
+            result is about what the engine samples from (a logit that lies between two such numbers may go to the other
+            one), not about the exact sums; and bfloat16 is twice as fast on a CPU that multiplies it.
 
     Returns:
         Scores, float32 and int64, whatever the inputs' dtype.
@@ -51,7 +55,7 @@ def score(
     token and vocabulary split. Not differentiable.
     """
     vocab_size = weight.shape[0] if vocab_size is None else vocab_size
-    return score_source(Head(hidden, weight, vocab_size, bias, scale, softcap), targets)
+    return score_source(Head(hidden, weight, vocab_size, bias, scale, softcap, round_logits), targets)
 
 
 def score_logits(logits: Tensor, targets: Tensor, *, vocab_size: int | None = None) -> Scores:

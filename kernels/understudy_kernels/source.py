@@ -29,6 +29,7 @@ class Head:
         bias: [padded vocab_size] or None.
         scale: applied last. Granite divides by ``logits_scaling``: give 1 / logits_scaling.
         softcap: as in Gemma 2, or None.
+        rounded: the sum, bias included, is rounded to the inputs' dtype before anything else happens to it.
     """
 
     hidden: Tensor
@@ -37,6 +38,7 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         check_matrix("hidden", self.hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -163,6 +164,28 @@ def rows_with_a_stride(device: str) -> None:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
 
+def rounded_logits(device: str) -> None:
+    """As a model's own head rounds them. Small fractions: the sums are exact, and so is what they are rounded to.
+
+    Triton's interpreter cuts bfloat16 off instead of rounding it, so there only the other two are tried.
+    """
+    g = torch.Generator().manual_seed(seed())
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    for dtype in (torch.float16, torch.float32) if interpreting else (torch.bfloat16, torch.float16, torch.float32):
+        shapes = ((9, 40), (300, 40), (300,), (9, 40))
+        hidden, weight, bias, other = ((torch.randint(-99, 100, shape, generator=g) / 32).to(dtype) for shape in shapes)
+        targets = torch.arange(9) * 7
+        a, b = ((x.double() @ weight.double().T + bias.double()).to(dtype).double() / 4 for x in (hidden, other))
+        if dtype != torch.float32:
+            assert not torch.equal(a, (hidden.double() @ weight.double().T + bias.double()) / 4), "nothing was rounded"
+        p, q, w, c, t = (x.to(device) for x in (hidden, other, weight, bias, targets))
+        compare_scores(score(p, w, t, bias=c, scale=0.25, round_logits=True), a, targets, exact=True)
+        found = divergence(p, w, q, w, t, bias_p=c, bias_q=c, scale_p=0.25, scale_q=0.25, round_logits=True)
+        compare_divergences(found, a, b, targets)
+        without = score(p, w, t, round_logits=True)
+        compare_scores(without, (hidden.double() @ weight.double().T).to(dtype).double(), targets, exact=True)
+
+
 EXTREMES: dict[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (
@@ -177,5 +200,6 @@ EXTREMES: dict[str, Callable[[str], None]] = {
         a_model_against_itself,
         swapped_sides,
         rows_with_a_stride,
+        rounded_logits,
     )
 }

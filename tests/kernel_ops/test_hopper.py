@@ -83,7 +83,7 @@ def assemble(ptx: str, folder: Path) -> str:
 
 
 def score_flags(head: bool) -> dict[str, Any]:
-    return {"IS_HEAD": head, "HAS_BIAS": False, "HAS_SOFTCAP": False, "EVEN": head, "WIDEN": False}
+    return {"IS_HEAD": head, "HAS_BIAS": False, "HAS_SOFTCAP": False, "ROUNDED": False, "EVEN": head, "WIDEN": False}
 
 
 def divergence_flags(head: bool, tied: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def head_arguments(source: Source) -> HeadArguments:
         return HeadArguments(
             (logits, logits, logits),
             (0, int(logits.stride(0)), 0, 1.0, 1.0),
-            {"IS_HEAD": False, "HAS_BIAS": False, "HAS_SOFTCAP": False},
+            {"IS_HEAD": False, "HAS_BIAS": False, "HAS_SOFTCAP": False, "ROUNDED": False},
         )
     return HeadArguments(
         (source.hidden, source.weight, source.weight if source.bias is None else source.bias.contiguous()),
@@ -45,7 +45,12 @@ def head_arguments(source: Source) -> HeadArguments:
             source.scale,
             source.softcap or 1.0,
         ),
-        {"IS_HEAD": True, "HAS_BIAS": source.bias is not None, "HAS_SOFTCAP": source.softcap is not None},
+        {
+            "IS_HEAD": True,
+            "HAS_BIAS": source.bias is not None,
+            "HAS_SOFTCAP": source.softcap is not None,
+            "ROUNDED": source.rounded,
+        },
     )
 
 

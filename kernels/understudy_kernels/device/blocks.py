@@ -80,11 +80,14 @@ def dot(h, w, product, WIDEN: tl.constexpr):
 
 @triton.jit
 def transform(
-    product, bias, columns, vocab_size, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr
+    product, weight, bias, columns, vocab_size, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
-    """What comes after the product: bias, softcap, scale."""
+    """What comes after the product: bias, rounding to the weight's dtype, softcap, scale."""
     if HAS_BIAS:
         product += tl.load(bias + tl.minimum(columns, vocab_size - 1)).to(tl.float32)[None, :]
+    if ROUNDED:
+        product = product.to(weight.dtype.element_ty).to(tl.float32)
     if HAS_SOFTCAP:
         product = softcap * tanh(product / softcap)
     return product * scale

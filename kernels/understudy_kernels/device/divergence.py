@@ -76,8 +76,8 @@ def both_blocks(
     p, weight_p, bias_p, q, weight_q, bias_q, rows, columns, num_tokens, vocab_size,
     hidden_size_p, stride_p, weight_stride_p, scale_p, softcap_p,
     hidden_size_q, stride_q, weight_stride_q, scale_q, softcap_q,
-    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr,
-    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr,
+    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr, ROUNDED_P: tl.constexpr,
+    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr, ROUNDED_Q: tl.constexpr,
     TIED: tl.constexpr, EVEN_P: tl.constexpr, EVEN_Q: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_VOCAB: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
@@ -100,8 +100,12 @@ def both_blocks(
         a = logits_block(p, rows, columns, num_tokens, vocab_size, stride_p)
         b = logits_block(q, rows, columns, num_tokens, vocab_size, stride_q)
     if IS_HEAD_P:
-        a = transform(a, bias_p, columns, vocab_size, scale_p, softcap_p, HAS_BIAS_P, HAS_SOFTCAP_P)
-        b = transform(b, bias_q, columns, vocab_size, scale_q, softcap_q, HAS_BIAS_Q, HAS_SOFTCAP_Q)
+        a = transform(
+            a, weight_p, bias_p, columns, vocab_size, scale_p, softcap_p, HAS_BIAS_P, HAS_SOFTCAP_P, ROUNDED_P
+        )
+        b = transform(
+            b, weight_q, bias_q, columns, vocab_size, scale_q, softcap_q, HAS_BIAS_Q, HAS_SOFTCAP_Q, ROUNDED_Q
+        )
         a = tl.where((columns < vocab_size)[None, :], a, float("-inf"))
         b = tl.where((columns < vocab_size)[None, :], b, float("-inf"))
     return a, b
@@ -112,8 +116,8 @@ def sweep_kernel(
     p, weight_p, bias_p, q, weight_q, bias_q, targets, sums, argmaxes, num_tokens, vocab_size, blocks_per_split,
     hidden_size_p, stride_p, weight_stride_p, scale_p, softcap_p,
     hidden_size_q, stride_q, weight_stride_q, scale_q, softcap_q,
-    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr,
-    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr,
+    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr, ROUNDED_P: tl.constexpr,
+    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr, ROUNDED_Q: tl.constexpr,
     TIED: tl.constexpr, EVEN_P: tl.constexpr, EVEN_Q: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_VOCAB: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
@@ -135,8 +139,8 @@ def sweep_kernel(
             p, weight_p, bias_p, q, weight_q, bias_q, rows, columns, num_tokens, vocab_size,
             hidden_size_p, stride_p, weight_stride_p, scale_p, softcap_p,
             hidden_size_q, stride_q, weight_stride_q, scale_q, softcap_q,
-            IS_HEAD_P, HAS_BIAS_P, HAS_SOFTCAP_P, IS_HEAD_Q, HAS_BIAS_Q, HAS_SOFTCAP_Q, TIED, EVEN_P, EVEN_Q, WIDEN,
-            BLOCK_TOKENS, BLOCK_VOCAB, BLOCK_HIDDEN,
+            IS_HEAD_P, HAS_BIAS_P, HAS_SOFTCAP_P, ROUNDED_P, IS_HEAD_Q, HAS_BIAS_Q, HAS_SOFTCAP_Q, ROUNDED_Q,
+            TIED, EVEN_P, EVEN_Q, WIDEN, BLOCK_TOKENS, BLOCK_VOCAB, BLOCK_HIDDEN,
         )  # fmt: skip
         here = (columns[None, :] == target[:, None]) & (columns < vocab_size)[None, :]
         target_p = tl.maximum(target_p, tl.max(tl.where(here, a, float("-inf")), 1))
@@ -240,8 +244,8 @@ def distance_kernel(
     p, weight_p, bias_p, q, weight_q, bias_q, logsumexps, shares, num_tokens, vocab_size, blocks_per_split,
     hidden_size_p, stride_p, weight_stride_p, scale_p, softcap_p,
     hidden_size_q, stride_q, weight_stride_q, scale_q, softcap_q,
-    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr,
-    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr,
+    IS_HEAD_P: tl.constexpr, HAS_BIAS_P: tl.constexpr, HAS_SOFTCAP_P: tl.constexpr, ROUNDED_P: tl.constexpr,
+    IS_HEAD_Q: tl.constexpr, HAS_BIAS_Q: tl.constexpr, HAS_SOFTCAP_Q: tl.constexpr, ROUNDED_Q: tl.constexpr,
     TIED: tl.constexpr, EVEN_P: tl.constexpr, EVEN_Q: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_VOCAB: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
@@ -260,8 +264,8 @@ def distance_kernel(
             p, weight_p, bias_p, q, weight_q, bias_q, rows, columns, num_tokens, vocab_size,
             hidden_size_p, stride_p, weight_stride_p, scale_p, softcap_p,
             hidden_size_q, stride_q, weight_stride_q, scale_q, softcap_q,
-            IS_HEAD_P, HAS_BIAS_P, HAS_SOFTCAP_P, IS_HEAD_Q, HAS_BIAS_Q, HAS_SOFTCAP_Q, TIED, EVEN_P, EVEN_Q, WIDEN,
-            BLOCK_TOKENS, BLOCK_VOCAB, BLOCK_HIDDEN,
+            IS_HEAD_P, HAS_BIAS_P, HAS_SOFTCAP_P, ROUNDED_P, IS_HEAD_Q, HAS_BIAS_Q, HAS_SOFTCAP_Q, ROUNDED_Q,
+            TIED, EVEN_P, EVEN_Q, WIDEN, BLOCK_TOKENS, BLOCK_VOCAB, BLOCK_HIDDEN,
         )  # fmt: skip
         prob_a, prob_b = tl.exp(a - logsumexp_p), tl.exp(b - logsumexp_q)
         total_variation += tl.sum(tl.abs(prob_a - prob_b), 1)

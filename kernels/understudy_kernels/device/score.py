@@ -65,7 +65,8 @@ def score(source: Source, targets: Tensor) -> Scores:
 @triton.jit
 def target_kernel(
     hidden, weight, bias, targets, target_logits, vocab_size, hidden_size, hidden_stride, weight_stride, scale, softcap,
-    IS_HEAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+    IS_HEAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, ROUNDED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The logit of one position's target; -inf where the vocabulary does not have it."""
     row = tl.program_id(0).to(tl.int64)
@@ -82,7 +83,7 @@ def target_kernel(
         logit = tl.sum(total, 0)
         if HAS_BIAS:
             logit += tl.load(bias + token).to(tl.float32)
-        logit = transform(logit, bias, token, vocab_size, scale, softcap, False, HAS_SOFTCAP)
+        logit = transform(logit, weight, bias, token, vocab_size, scale, softcap, False, HAS_SOFTCAP, ROUNDED)
     else:
         logit = tl.load(hidden + row * hidden_stride + token).to(tl.float32)
     tl.store(target_logits + row, tl.where(inside, logit, float("-inf")))
@@ -92,7 +93,8 @@ def target_kernel(
 def sweep_kernel(
     hidden, weight, bias, targets, target_logits, sums, argmaxes, num_tokens, vocab_size, blocks_per_split,
     hidden_size, hidden_stride, weight_stride, scale, softcap,
-    IS_HEAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, EVEN: tl.constexpr, WIDEN: tl.constexpr,
+    IS_HEAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, ROUNDED: tl.constexpr,
+    EVEN: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, BLOCK_VOCAB: tl.constexpr, BLOCK_HIDDEN: tl.constexpr,
 ):  # fmt: skip
     """One split of the vocabulary for some positions. sums: largest, sum, weighted, number of larger logits."""
@@ -114,7 +116,9 @@ def sweep_kernel(
                 hidden, weight, rows, columns, num_tokens, vocab_size, hidden_size, hidden_stride, weight_stride,
                 EVEN, WIDEN, BLOCK_TOKENS, BLOCK_VOCAB, BLOCK_HIDDEN,
             )  # fmt: skip
-            logits = transform(product, bias, columns, vocab_size, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+            logits = transform(
+                product, weight, bias, columns, vocab_size, scale, softcap, HAS_BIAS, HAS_SOFTCAP, ROUNDED
+            )
             logits = tl.where((columns < vocab_size)[None, :], logits, float("-inf"))
         else:
             logits = logits_block(hidden, rows, columns, num_tokens, vocab_size, hidden_stride)

@@ -3,7 +3,7 @@
 A tile has at most MAX_ROWS positions and so many tokens of the vocabulary that a buffer of it takes about
 TILE_BYTES: it stays in the caches while a dozen passes go over it, and the vocabulary's size no longer matters for
 memory. Weights of 16 bits are widened tile by tile, because PyTorch's CPU matmul would round its float32 sums to the
-inputs' dtype.
+inputs' dtype; where rounding is asked for, bfloat16 is multiplied as it is, which is twice as fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def num_columns(num_rows: int, *sources: Source) -> int:
     """Tokens of the vocabulary in one tile."""
     columns = TILE_BYTES // (4 * num_rows)
     for source in sources:
-        if isinstance(source, Head) and source.weight.dtype != torch.float32:
+        if isinstance(source, Head) and widens(source):
             columns = min(columns, WIDENED_BYTES // (4 * max(1, source.weight.shape[1])))
     return min(max(columns, MIN_COLUMNS), sources[0].vocab_size)
 
@@ -47,10 +47,15 @@ class Tiles:
         self._buffer = torch.empty(self._num_rows * columns, dtype=torch.float32, device=source.device)
         self._hidden: Tensor | None = None
         self._widened: Tensor | None = None
+        self._narrow: Tensor | None = None
         self._tied = widened_by if widened_by is not None and is_tied(source, widened_by._source) else None
         if isinstance(source, Head):
-            self._hidden = source.hidden[rows].float()
-            if self._tied is None and source.weight.dtype != torch.float32:
+            self._hidden = source.hidden[rows]
+            if multiplies_bfloat16(source):
+                self._narrow = torch.empty(len(self._buffer), dtype=torch.bfloat16, device=source.device)
+            else:
+                self._hidden = self._hidden.float()
+            if self._tied is None and widens(source):
                 self._widened = torch.empty(columns, source.weight.shape[1], dtype=torch.float32, device=source.device)
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -58,10 +63,17 @@ class Tiles:
         tile = self._buffer[: self._num_rows * (stop - start)].view(self._num_rows, stop - start)
         if isinstance(self._source, Logits):
             return tile.copy_(self._source.logits[self._rows, start:stop])
+        bias = None if self._source.bias is None else self._source.bias[start:stop]
         assert self._hidden is not None
-        torch.mm(self._hidden, self._weight(start, stop).t(), out=tile)
-        bias = self._source.bias
-        return transform(tile, None if bias is None else bias[start:stop], self._source)
+        if self._narrow is None:
+            torch.mm(self._hidden, self._weight(start, stop).t(), out=tile)
+            return transform(tile, bias, self._source)
+        narrow, weight = self._narrow[: tile.numel()].view_as(tile), self._source.weight[start:stop].t()
+        if bias is None:
+            torch.mm(self._hidden, weight, out=narrow)
+        else:
+            torch.addmm(bias.to(narrow.dtype), self._hidden, weight, out=narrow)
+        return cap_and_scale(tile.copy_(narrow), self._source)
 
     def _weight(self, start: int, stop: int) -> Tensor:
         """Rows of the weight as float32; of a tied pair, the second uses what the first has widened just before."""
@@ -99,10 +111,29 @@ class Tiles:
         return dots
 
 
+def multiplies_bfloat16(head: Head) -> bool:
+    """Whether the product is taken in bfloat16 and rounded, because that is wanted, and fast here."""
+    if not head.rounded or head.weight.dtype != torch.bfloat16:
+        return False
+    return head.device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def widens(head: Head) -> bool:
+    """Whether the weight goes to float32, tile by tile. float16 does: multiplied as it is it is slower on a CPU."""
+    return head.weight.dtype != torch.float32 and not multiplies_bfloat16(head)
+
+
 def transform(logits: Tensor, bias: Tensor | None, head: Head) -> Tensor:
-    """What comes after the matrix product, in place: bias, softcap, scale."""
+    """What comes after the matrix product, in place: bias, rounding, softcap, scale."""
     if bias is not None:
         logits.add_(bias)
+    if head.rounded:
+        logits.copy_(logits.to(head.weight.dtype))
+    return cap_and_scale(logits, head)
+
+
+def cap_and_scale(logits: Tensor, head: Head) -> Tensor:
+    """The rest of it."""
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     if head.scale != 1.0:
