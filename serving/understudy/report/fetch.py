@@ -11,6 +11,7 @@ from rich.console import Console
 
 from understudy.errors import UnderstudyError
 from understudy.report.floor import FloorFigure
+from understudy.report.numbers import NumberFigure
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 from understudy.report.table import print_report
@@ -49,4 +50,6 @@ def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
     paired = tuple(Paired(**one) for one in raw.get("paired", ()))
     floor = tuple(FloorFigure(**one) for one in raw.get("floor", ()))
-    return ChallengerSummary(**{**raw, "disagreements": disagreements, "paired": paired, "floor": floor})
+    numbers = tuple(NumberFigure(**one) for one in raw.get("numbers", ()))
+    read = {"disagreements": disagreements, "paired": paired, "floor": floor, "numbers": numbers}
+    return ChallengerSummary(**{**raw, **read})

@@ -16,9 +16,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from understudy.report.figure import percent
 from understudy.report.plot import WIDTH, plot
 from understudy.report.summary import ChallengerSummary, Disagreement
-from understudy.report.view import percent, report_view
+from understudy.report.view import report_view
 
 MAX_DISAGREEMENTS = 10
 MAX_CHARACTERS = 4000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from understudy.report.floor import FloorFigure
+from understudy.report.numbers import NumberFigure
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class ChallengerSummary:
         paired: the engines' own times over the same exchanges.
         stream_gap_p50_ms: between two outputs of the champion's streams, at the fork.
         stream_gap_p95_ms: the same, not exceeded by 95%.
+        numbers: what the comparators said, on average.
         disagreements: the worst ones, worst first.
     """
 
@@ -74,4 +76,5 @@ class ChallengerSummary:
     paired: tuple[Paired, ...] = ()
     stream_gap_p50_ms: float | None = None
     stream_gap_p95_ms: float | None = None
+    numbers: tuple[NumberFigure, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()

@@ -14,6 +14,7 @@ from statistics import median
 
 from understudy.meter.gaps import Gaps, added, quantile_s
 from understudy.report.floor import FloorFigures
+from understudy.report.numbers import NumberFigures
 from understudy.report.paired import PairedFigures
 from understudy.report.summary import ChallengerSummary, Disagreement
 from understudy.types import Ending, Exchange, State
@@ -62,6 +63,7 @@ class Tally:
     challenger_ms: deque[float] = field(default_factory=_times)
     paired: PairedFigures = field(default_factory=PairedFigures)
     floor: FloorFigures = field(default_factory=FloorFigures)
+    numbers: NumberFigures = field(default_factory=NumberFigures)
     gaps: Gaps = ()
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
@@ -72,6 +74,7 @@ class Tally:
         values, challenger = ending.comparison.values, ending.challenger
         self.compared += 1
         self.floor.add(ending)
+        self.numbers.add(values)
         self.exact.add(values.get("exact_match"))
         self.agreement.add(values.get("token_agreement"))
         self.logprob.add(values.get("champion_logprob"))
@@ -118,6 +121,7 @@ class Tally:
             challenger_ttft_p50_ms=_median(self.challenger_ttft_ms),
             challenger_end_to_end_p50_ms=_median(self.challenger_ms),
             floor=self.floor.figures(),
+            numbers=self.numbers.figures(),
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
             paired=self.paired.figures(),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.report.cost import cost_figures
-from understudy.report.figure import DASH, Figure
+from understudy.report.figure import DASH, Figure, percent
 from understudy.report.floor import FloorFigure
+from understudy.report.numbers import number_figures
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 
 NOT_ENOUGH_DATA = "NOT ENOUGH DATA"
@@ -105,7 +106,10 @@ def _challenger(
         verdict=word if word in VERDICTS else NOT_ENOUGH_DATA,
         reason=str(verdict.get("reason") or "There is no verdict yet."),
         gates=gates,
-        figures=_figures(summary, gates) + floor_figures(summary.floor) + cost_figures(meter, name),
+        figures=_figures(summary, gates)
+        + number_figures(summary.numbers)
+        + floor_figures(summary.floor)
+        + cost_figures(meter, name),
         counts=_counts(status.get("counts") or {}),
         disagreements=summary.disagreements,
     )
@@ -223,16 +227,6 @@ def _count(name: str, value: int | Mapping[str, int], sampled: int) -> Count:
 def number(value: float | None) -> str:
     """A count: 12,345."""
     return DASH if value is None else f"{value:,}"
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction: 84.0%. Never 100.0% or 0.0% for what is only nearly so."""
-    if fraction is None:
-        return DASH
-    text = f"{fraction * 100:.1f}"
-    if (text == "100.0" and fraction < 1) or (text == "0.0" and fraction > 0):
-        text = f"{fraction * 100:.4g}"
-    return f"{text}%"
 
 
 def points(fraction: float | None, decimals: int = 1) -> str:
