@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.serving.process import Running, running, wait_for
 
 INJECTED = Path(__file__).parent / "injected"
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
+DISK_BYTES = 128 * 2**20
 LIMITS = {"deadline_s": 3.0, "breaker_faults": 3, "breaker_cooldown_s": 1.0, "max_pending": 64}
 
 
@@ -24,6 +26,7 @@ class Drill:
     server: Running
     audience: Audience
     switch: Path
+    record: Path
 
     @contextlib.contextmanager
     def fault(self, name: str, target: str = "") -> Iterator[None]:
@@ -72,4 +75,26 @@ def drill(config: Mapping[str, Any], folder: Path) -> Iterator[Drill]:
     python_path = os.pathsep.join([str(INJECTED), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"UNDERSTUDY_CHAOS": str(switch), "PYTHONPATH": python_path}
     with running(config, folder, environment=environment) as server, seated(server) as audience:
-        yield Drill(server, audience, switch)
+        yield Drill(server, audience, switch, Path(config["record"]["url"]))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A file system of its own at ``folder``, in memory; False where this process may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to the file until nothing more goes onto its disk."""
+    with path.open("wb", buffering=0) as file:
+        for size_bytes in (2**20, 2**10, 1):  # to the last byte
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size_bytes)) == size_bytes:
+                    pass

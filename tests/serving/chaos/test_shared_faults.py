@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.serving.chaos.drill import LIMITS, SMALL, Drill, drill
+from tests.serving.chaos.drill import LIMITS, SMALL, Drill, drill, fill, small_disk
 from tests.serving.models import make
 from tests.serving.process import wait_for
 
@@ -31,7 +31,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
         "shadow": {"limits": LIMITS},
         "record": {"url": str(folder / "record")},
     }
-    with drill(config, folder) as here:
+    with small_disk(folder / "record"), drill(config, folder) as here:
         yield here
 
 
@@ -90,6 +90,24 @@ def test_a_disk_that_takes_nothing(here: Drill, fault: str) -> None:
         here.until_more("rival", "compared")
     wait_for(lambda: here.server.status()["record"]["recording"])
     assert here.server.status()["record"]["lost"] == 0
+
+
+def test_a_disk_that_is_full(here: Drill) -> None:
+    """The real thing, with everything that writes there, and not only the log."""
+    if not here.record.is_mount():
+        pytest.skip("no right to mount a small disk here: skipped")
+    filler, since = here.record / "filler", here.audience.mark()
+    fill(filler)
+    try:
+        wait_for(lambda: not here.server.status()["record"]["recording"])
+        assert "No space left" in here.server.status()["record"]["detail"]
+        here.until_more("rival", "compared")
+        here.audience.go_on(since)
+    finally:
+        filler.unlink()
+    wait_for(lambda: here.server.status()["record"]["recording"])
+    assert here.server.status()["record"]["lost"] == 0
+    here.audience.go_on(here.audience.mark(), 2)
 
 
 def test_a_record_writer_that_raises(here: Drill) -> None:
