@@ -1,6 +1,6 @@
 """Does the champion feel its shadow? Open-loop load at parts of its capacity, the shadow off, on, and naive, in turn.
 
-    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 20] [--quick]
+    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 16] [--quick]
 
 One server of the shared placement for each size, all arms on it: ``off`` (paused), ``on``, ``off again`` (A/A: its
 ratio is the noise of the machine) and ``naive``: a driver that steps both engines in turn (benchmarks/serving/naive).
@@ -112,7 +112,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["tiny", "base"])
     options.add_argument("--loads", nargs="+", type=float, default=[0.3, 0.6, 0.9])
-    options.add_argument("--seconds", type=float, default=18.0, help="of each arm at each load")
+    options.add_argument("--seconds", type=float, default=16.0, help="of each arm at each load")
     options.add_argument("--models", type=Path, default=Path("~/.cache/understudy/bench"))
     options.add_argument("--quick", action="store_true", help="the tiny model for a moment, to see that it works")
     given = options.parse_args()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Drill:
     audience: Audience
     switch: Path
     record: Path
+    _before: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def fault(self, name: str, target: str = "") -> Iterator[None]:
@@ -42,10 +43,15 @@ class Drill:
         self.audience.go_on(self.audience.mark(), 2)
 
     def turn(self, text: str) -> None:
-        """Whole or not at all: it is read all the time."""
+        """Whole or not at all: it is read all the time. What ``until_more`` waits for counts from here."""
+        self.look()
         aside = self.switch.with_suffix(".new")
         aside.write_text(text, encoding="utf-8")
         aside.rename(self.switch)
+
+    def look(self) -> None:
+        """What ``until_more`` waits for counts from here."""
+        self._before = {each["name"]: each["counts"] for each in self.server.status()["challengers"]}
 
     def challenger(self, name: str) -> dict[str, Any]:
         """What status says of it."""
@@ -53,18 +59,18 @@ class Drill:
         assert len(found) == 1
         return found[0]
 
-    def count(self, name: str, state: str, reason: str | None = None) -> int:
-        """How many exchanges ended so."""
-        counted = self.challenger(name)["counts"][state]
-        return int(counted if reason is None else counted.get(reason, 0))
-
     def until_more(self, name: str, state: str, reason: str | None = None, timeout_s: float = 40.0) -> None:
-        """Wait for another exchange that ends so."""
-        before = self.count(name, state, reason)
+        """Wait until an exchange has ended so since the switch was turned."""
+        before = counted(self._before[name], state, reason)
         try:
-            wait_for(lambda: self.count(name, state, reason) > before, timeout_s)
+            wait_for(lambda: counted(self.challenger(name)["counts"], state, reason) > before, timeout_s)
         except AssertionError:
             raise AssertionError(f"no {state} {reason or ''}: {self.challenger(name)}") from None
+
+
+def counted(counts: Mapping[str, Any], state: str, reason: str | None) -> int:
+    """How many exchanges ended so."""
+    return int(counts[state] if reason is None else counts[state].get(reason, 0))
 
 
 @contextlib.contextmanager

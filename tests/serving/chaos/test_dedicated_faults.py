@@ -61,6 +61,7 @@ def test_a_step_that_hangs(here: Drill) -> None:
 def test_an_engine_process_that_is_stopped_and_goes_on(here: Drill) -> None:
     pid = engine_pid(here, 1)
     since = here.audience.mark()
+    here.look()
     os.kill(pid, signal.SIGSTOP)
     try:
         here.until_more("rival", "expired")
@@ -68,6 +69,7 @@ def test_an_engine_process_that_is_stopped_and_goes_on(here: Drill) -> None:
         here.audience.go_on(since)
     finally:
         os.kill(pid, signal.SIGCONT)
+        here.look()
     here.until_more("rival", "compared")
     here.audience.go_on(here.audience.mark(), 2)
 
@@ -104,6 +106,7 @@ def test_an_engine_process_that_may_have_no_more_memory(here: Drill) -> None:
 
 def test_an_engine_process_that_is_killed(here: Drill) -> None:
     since = here.audience.mark()
+    here.look()
     os.kill(engine_pid(here, 2), signal.SIGKILL)
     wait_for(lambda: not here.challenger("killed")["ready"], 30)
     here.until_more("killed", "shed", "challenger_not_ready")

@@ -41,6 +41,13 @@ def is_on(name: str, who: str = "") -> bool:
     return on == name and (not target or not who or target == who)
 
 
+def is_first(core: Any) -> bool:
+    """Whether this core has not been asked since the switch was turned: a fault that happens once."""
+    turned = os.stat(SWITCH).st_mtime_ns  # noqa: PTH116
+    last, core.chaos_turned = getattr(core, "chaos_turned", 0), turned
+    return bool(last != turned)
+
+
 def wait_while(name: str, who: str) -> None:
     """A call that does not return before the fault is switched off."""
     while is_on(name, who):
@@ -61,7 +68,7 @@ def patch_core(module: Any) -> None:
             return int(step(self, max_tokens))
         if is_on("step_raises", self.name):
             raise Injected("a step that raises")
-        if is_on("step_out_of_memory", self.name):
+        if is_on("step_out_of_memory", self.name) and is_first(self):
             raise torch.OutOfMemoryError("injected: no memory in a step")
         if is_on("step_allocates", self.name):
             torch.empty(2**36, dtype=torch.uint8).fill_(1)
