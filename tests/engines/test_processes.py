@@ -18,7 +18,7 @@ from tests.builders import in_loop
 
 from understudy.engines import processes
 from understudy.engines.flight import Flight
-from understudy.engines.processes import CoreSpec, EngineProcess, describe_exit, socket_folder
+from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, describe_exit, socket_folder
 from understudy.errors import EngineStartError
 
 # Stands where understudy.engines.host stands; what it does after reading the plan is in its environment.
@@ -245,3 +245,14 @@ def socket_folder_name() -> str:
     assert re.fullmatch(r"[0-7]*700", f"{folder.stat().st_mode:o}")  # private
     folder.rmdir()
     return str(folder)
+
+
+def test_the_first_reason_of_a_death_is_the_one_that_is_told() -> None:
+    """A core faults, then its process ends for want of a core: the fault is what an operator must read."""
+    heard: list[str] = []
+    deaths = Deaths()
+    deaths.listen("rival", heard.append)
+    deaths.tell("rival", "RuntimeError: broken")
+    deaths.tell("rival", "the engine process ended with exit code 1")
+    deaths.listen("rival", heard.append)
+    assert heard == ["RuntimeError: broken", "RuntimeError: broken"]

@@ -49,7 +49,9 @@ class Deaths:
         self._told: dict[str, str] = {}
 
     def tell(self, name: str, why: str) -> None:
-        """A core is gone."""
+        """A core is gone. The first reason is the one: that its process then ends as well is no news."""
+        if name in self._told:
+            return
         self._told[name] = why
         if name in self._listeners:
             self._listeners[name](why)
