@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = (
     "serving.bench_handover",
     "serving.bench_record",
+    "serving.bench_shadow_cost",
     "serving.bench_start",
     "serving.bench_throughput",
     "serving.bench_isolation",

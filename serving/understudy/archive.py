@@ -25,7 +25,7 @@ from understudy.record.recording import Recording
 from understudy.record.waiting import Waiting, is_given
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
-from understudy.types import Ending, Exchange, State
+from understudy.types import DraftCounts, Ending, Exchange, State
 
 log = logging.getLogger(__name__)
 VERDICT_MAX_AGE_S = 1.0
@@ -185,6 +185,10 @@ class Archive:
         if time.monotonic() - self._verdicts_at_s >= PUBLISHED_MAX_AGE_S:
             return self.verdicts(names, idle=False)
         return self._verdicts
+
+    def drafts(self) -> dict[str, DraftCounts]:
+        """What became of the champion's answers as drafts, of each challenger that had some."""
+        return self._tallies.drafts()
 
     def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
         """The report's figures, by challenger."""

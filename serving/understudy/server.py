@@ -283,6 +283,7 @@ class Server:
             "scoring": getattr(side.engine, "scoring", None),
             "weights": weights_of(side.engine),
             "quarantine": None if quarantined is None else asdict(quarantined),
+            "draft": None if (draft := self._archive.drafts().get(model.name)) is None else asdict(draft),
         }
 
     def _why_off(self) -> str:

@@ -3,6 +3,7 @@
     Exchange     one request with the champion's answer
     Observation  what one model did with a request
     Score        one of the champion's answers, read by the challenger
+    DraftCounts  what became of the champion's answers as drafts of the challenger's own
     Comparison   champion observation beside challenger observation, as numbers
     Ending       the one terminal state of one exchange for one challenger
 
@@ -149,6 +150,29 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """What became of the champion's answers as drafts of the challenger's own, over all answers of an exchange.
+
+    ``proposed`` tokens were verified, ``accepted`` of them were the challenger's own as well. The challenger left
+    the draft ``lost`` times, and ``realigned`` times its place in the rest of it was found again.
+    """
+
+    proposed: int
+    accepted: int
+    lost: int
+    realigned: int
+
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        """Over both."""
+        return DraftCounts(
+            self.proposed + other.proposed,
+            self.accepted + other.accepted,
+            self.lost + other.lost,
+            self.realigned + other.realigned,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """What one model did with a request: ``answers`` holds n of them, ``scores`` one per champion answer."""
 
@@ -162,6 +186,8 @@ class Observation:
     rendered: str = "token_ids"
     """How the prompt reached this model: ``token_ids`` (identical input) or ``own_template`` (law 3)."""
     measured: Measured = NOT_MEASURED
+    draft: DraftCounts | None = None
+    """Where the generation was speculative; None where it was plain."""
 
     @property
     def num_generated_tokens(self) -> int:

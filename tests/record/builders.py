@@ -16,6 +16,7 @@ from understudy.record.lines import scan
 from understudy.types import (
     Answer,
     Comparison,
+    DraftCounts,
     Ending,
     Exchange,
     Measured,
@@ -38,6 +39,7 @@ def observation(model: str, *, scores: tuple[Score, ...] = (), num_tokens: int =
         (answer, Answer((), "", None)),
         Timings(1.5, 1.75, 2.0),
         scores,
+        draft=DraftCounts(proposed=7, accepted=5, lost=2, realigned=1) if scores else None,
         measured=Measured(0.125, 0.25, 0.5, 2, 1.5, ((-35, 2), (-34, 1))),
     )
 

@@ -61,11 +61,12 @@ def test_round_trip(event: Event) -> None:
 
 def test_an_observation_written_before_there_were_measurements_still_reads() -> None:
     document = decode(encode(accepted(1), plain))
-    del document["champion"]["measured"]
+    del document["champion"]["measured"], document["champion"]["draft"]
     event = from_json(document)
     assert isinstance(event, Accepted)
     assert event.exchange.champion.measured == NOT_MEASURED
     assert event.exchange.champion.measured.ttft_s is None
+    assert event.exchange.champion.draft is None
 
 
 def with_logprobs(*values: float) -> Accepted:

@@ -13,6 +13,7 @@ from understudy.report.summary import ChallengerSummary, Disagreement
 from understudy.types import (
     Answer,
     Comparison,
+    DraftCounts,
     Ending,
     Exchange,
     Observation,
@@ -86,6 +87,7 @@ def summary() -> Callable[..., ChallengerSummary]:
             challenger_end_to_end_p50_ms=1430.4,
             shadow_busy_s=733.2,
             shadow_tokens=12_345_678,
+            draft=DraftCounts(proposed=20_000, accepted=15_000, lost=30, realigned=28),
             champion_logprob_mean=-0.213,
             disagreements=disagreements,
         )

@@ -50,6 +50,8 @@ def test_no_number_is_cut_off_at_100_columns(new_status: NEW_STATUS, summary: SU
         "733.2 s",
         "12,345,678 tokens",
         "-0.213",
+        "75.0%",
+        "of 20,000; found its way back 28 times of 30",
     )
     for number in (*numbers, "offered 1,234,567", "shed 100 (queue_full 80, deadline 20)", "failed 6"):
         assert number in " ".join(text.split())

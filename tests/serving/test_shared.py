@@ -432,3 +432,20 @@ def test_the_report_is_a_page(server: Running) -> None:
 def test_the_engine_process_is_one_and_not_the_api_process(server: Running) -> None:
     hosts = [line for line in marked_processes(server.mark) if "understudy.engines.host" in line]
     assert len(hosts) == 1
+
+
+def test_challengers_generate_with_the_champions_answer_as_the_draft(server: Running, client: openai.OpenAI) -> None:
+    """Also a LoRA, and one whose tokenizer differs: its draft is the champion's text in its own tokens."""
+    greedy = chat(client, max_tokens=40)
+    seeded = chat(client, max_tokens=40, temperature=0.8, seed=3)
+    status = server.settled()
+    drafts = [
+        {name: exchange["challengers"][name]["observation"]["draft"] for name in READY}
+        for response in (greedy, seeded)
+        for exchange in check_shadowed(server, response.id)
+    ]
+    for name in READY:
+        assert drafts[0][name]["proposed"] > 0
+        assert drafts[1][name] is None  # a seed is generated plainly
+        shown = next(each for each in status["challengers"] if each["name"] == name)
+        assert shown["draft"]["proposed"] >= drafts[0][name]["proposed"]

@@ -28,7 +28,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker import workspace
 
-from understudy.engines import scorer, seeds
+from understudy.engines import scorer, seeds, speculate
 from understudy.engines.footprint import allocator, footprint
 
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0  # of CUDA streams: lower is more urgent
@@ -72,6 +72,7 @@ class Engine(EngineCoreProc):
         executor = Executor.get_class(config)
         super().__init__(config, True, "", executor, log_stats=not plan.engine_args.get("disable_log_stats"))
         self.process_input_queue_block = False
+        speculate.attach(self)
         self._footprint: dict[str, int | None] | None = None
 
     def understudy_memory(self) -> dict[str, Any]:

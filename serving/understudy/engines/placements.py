@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.config import Config, ModelSpec
-from understudy.engines import flight
+from understudy.config import Config, ModelSpec, ShadowSpec
+from understudy.engines import flight, speculate
 from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
@@ -150,8 +150,12 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"))
 
 
-def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, Any]:
-    """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are."""
+def engine_args(model: ModelSpec, *, champion: bool, shared: bool, speculative: bool = False) -> dict[str, Any]:
+    """vLLM's engine arguments for a model: ours where the user said nothing, the user's as they are.
+
+    Args:
+        speculative: a challenger generates with the champion's answer as the draft, where its arguments allow it.
+    """
     ours: dict[str, Any] = {
         "model": model.model,
         "served_model_name": [model.name],
@@ -171,6 +175,8 @@ def engine_args(model: ModelSpec, *, champion: bool, shared: bool) -> dict[str, 
             ours["gpu_memory_utilization"] = 0.01
     if model.lora is not None:
         ours |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(model.lora)}
+    if speculative and not champion:
+        ours |= speculate.speculative_args(ours | dict(model.engine_args))
     return ours | dict(model.engine_args)
 
 
@@ -187,6 +193,16 @@ def floor_model(champion: ModelSpec) -> ModelSpec:
     kv_bytes = args.get("kv_cache_memory_bytes") or CHAMPION_KV_CPU_BYTES
     mine = {"kv_cache_memory_bytes": kv_bytes // FLOOR_KV_PART, **CHALLENGER_STEP, "disable_log_stats": True}
     return replace(champion, name=FLOOR, engine_args=args | mine)
+
+
+def wants_speculation(shadow: ShadowSpec) -> bool:
+    """Whether challengers speculate.
+
+    ``auto`` means on the CPU: on a GPU it has not been measured, and it makes vLLM take its older model runner.
+    """
+    if not shadow.generate or shadow.speculative == "never":
+        return False
+    return shadow.speculative == "always" or not gpu_present()
 
 
 def lora_rank(adapter: str) -> int:
@@ -275,6 +291,7 @@ async def start_all(config: Config, engines: Engines) -> None:
     """
     models, absent = [config.champion], {}
     shared = config.placement == "shared"
+    speculative = wants_speculation(config.shadow)
     args = [engine_args(config.champion, champion=True, shared=shared)]
     for challenger in config.challengers:
         quarantined = engines.quarantine.why(challenger.name)
@@ -282,7 +299,7 @@ async def start_all(config: Config, engines: Engines) -> None:
             absent[challenger.name] = AbsentEngine(challenger.name, str(quarantined), "quarantined")
             continue
         try:
-            args.append(engine_args(challenger, champion=False, shared=shared))
+            args.append(engine_args(challenger, champion=False, shared=shared, speculative=speculative))
             models.append(challenger)
         except ConfigError as fault:
             absent[challenger.name] = AbsentEngine(challenger.name, str(fault))

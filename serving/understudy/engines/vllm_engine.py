@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
 
 from understudy.config import ModelSpec
-from understudy.engines import scoring
+from understudy.engines import scoring, speculate
 from understudy.engines.base import DeviceUse, Health, ShadowRequest
 from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
@@ -51,7 +52,7 @@ def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
 
     ``traffic`` counts what the engine does, unless the user turned its statistics off (``disable_log_stats``).
     """
-    args = AsyncEngineArgs(**dict(spec.engine_args))
+    args = AsyncEngineArgs(**speculate.without_speculation(spec.engine_args))
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     return AsyncLLM(
         config,
@@ -121,7 +122,9 @@ async def connect_challenger(
     traffic = Traffic()
     with own_registry() as metrics:
         llm = connect(spec, traffic)
-    engine = VllmEngine(model, llm, champion_tokenizer, load_s, traffic, metrics, partial(process.steps, spec.name))
+    steps = partial(process.steps, spec.name)
+    speculative = speculate.speculates(spec.engine_args)
+    engine = VllmEngine(model, llm, champion_tokenizer, load_s, traffic, metrics, steps, speculative=speculative)
     if process.has_champion:
         engine.champion_steps = partial(process.steps, process.specs[0].name)
     engine.weights = process.weights.get(spec.name, {})
@@ -143,6 +146,8 @@ class VllmEngine:
         traffic: Traffic | None = None,
         metrics: CollectorRegistry | None = None,
         steps: Callable[[], Steps] = Steps,
+        *,
+        speculative: bool = False,
     ) -> None:
         self.name = model.name
         self.steps = steps
@@ -151,6 +156,7 @@ class VllmEngine:
         self.champion_steps: Callable[[], Steps] = Steps
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
+        self.speculative = speculative
         self.llm = llm
         self._champion_tokenizer = champion_tokenizer
         self._tokenizer = llm.renderer.tokenizer
@@ -212,10 +218,14 @@ class VllmEngine:
         """Its own answer. Only the finished one leaves the engine process; the engine says when its tokens came."""
         started_s = time.monotonic()  # the scoring pass before it is not part of its answer
         mark = self.traffic.mark
-        final = await self._run(request.prompt_token_ids, request.parameters)
-        answers = tuple(to_answer([output]) for output in sorted(final.outputs, key=lambda output: output.index))
+        drafts = request.champion_token_ids if self.speculative else ()
+        parameters = speculate.with_draft(request.parameters, drafts)
+        final = await self._run(request.prompt_token_ids, parameters)
+        outputs = sorted(final.outputs, key=lambda output: output.index)
+        answers = tuple(to_answer([output]) for output in outputs)
         timings = Timings(started_s, first_token_s(final), time.monotonic())
-        return request.observation(answers, timings, measured(final, self.traffic.batch_since(mark)))
+        observation = request.observation(answers, timings, measured(final, self.traffic.batch_since(mark)))
+        return replace(observation, draft=speculate.counts(outputs, parameters))
 
     async def busy_s(self) -> float:
         """From the flight recorder: it answers at once, whatever the engine process is doing."""

@@ -11,6 +11,7 @@ import math
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from struct import Struct
 from types import MappingProxyType
@@ -34,6 +35,7 @@ from understudy.types import (
     NO_TAGS,
     Answer,
     Comparison,
+    DraftCounts,
     Ending,
     Exchange,
     Floor,
@@ -206,6 +208,7 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         scores=tuple(map(_score, seen["scores"])),
         error=seen["error"],
         rendered=seen["rendered"],
+        draft=None if seen.get("draft") is None else DraftCounts(**seen["draft"]),
         measured=_measured(seen.get("measured") or {}),
     )
 
@@ -326,6 +329,7 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
             "batch_size": measured.batch_size,
             "gaps": measured.gaps,
         },
+        "draft": None if seen.draft is None else asdict(seen.draft),
     }
 
 

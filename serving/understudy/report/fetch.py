@@ -15,6 +15,7 @@ from understudy.report.numbers import NumberFigure
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 from understudy.report.table import print_report
+from understudy.types import DraftCounts
 
 MIN_WIDTH = 100  # columns; below that numbers would be cut off
 EXIT_CODES = {"GO": 0, "NO-GO": 1, "NOT ENOUGH DATA": 3}
@@ -48,8 +49,9 @@ def fetch(url: str, key: str | None = None) -> tuple[dict[str, Any], list[Challe
 
 def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
+    draft = None if raw.get("draft") is None else DraftCounts(**raw["draft"])
     paired = tuple(Paired(**one) for one in raw.get("paired", ()))
     floor = tuple(FloorFigure(**one) for one in raw.get("floor", ()))
     numbers = tuple(NumberFigure(**one) for one in raw.get("numbers", ()))
-    read = {"disagreements": disagreements, "paired": paired, "floor": floor, "numbers": numbers}
+    read = {"disagreements": disagreements, "paired": paired, "floor": floor, "numbers": numbers, "draft": draft}
     return ChallengerSummary(**{**raw, **read})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import NumberFigure
+from understudy.types import DraftCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class ChallengerSummary:
         challenger_end_to_end_p50_ms: the same, under the load of the lane.
         shadow_busy_s: device seconds that the challenger used.
         shadow_tokens: tokens that it scored or generated.
+        draft: what became of the champion's answers as drafts of its own; None where it generated plainly.
         champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the
             challenger.
         floor: both models beside the champion's first answer, where the champion answered twice.
@@ -71,6 +73,7 @@ class ChallengerSummary:
     challenger_end_to_end_p50_ms: float | None = None
     shadow_busy_s: float | None = None
     shadow_tokens: int | None = None
+    draft: DraftCounts | None = None
     champion_logprob_mean: float | None = None
     floor: tuple[FloorFigure, ...] = ()
     paired: tuple[Paired, ...] = ()

@@ -17,7 +17,7 @@ from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
 from understudy.report.paired import PairedFigures
 from understudy.report.summary import ChallengerSummary, Disagreement
-from understudy.types import Ending, Exchange, State
+from understudy.types import DraftCounts, Ending, Exchange, State
 
 MAX_TIMES = 10_000
 MAX_WORST = 10
@@ -57,6 +57,7 @@ class Tally:
     agreement: Sums = field(default_factory=Sums)
     logprob: Sums = field(default_factory=Sums)
     tokens: int = 0
+    draft: DraftCounts | None = None
     champion_ttft_ms: deque[float] = field(default_factory=_times)
     champion_ms: deque[float] = field(default_factory=_times)
     challenger_ttft_ms: deque[float] = field(default_factory=_times)
@@ -79,6 +80,8 @@ class Tally:
         self.agreement.add(values.get("token_agreement"))
         self.logprob.add(values.get("champion_logprob"))
         self.tokens += challenger.num_generated_tokens + int(values.get("scored_tokens", 0))
+        if challenger.draft is not None:
+            self.draft = challenger.draft if self.draft is None else self.draft + challenger.draft
         ttft_s = exchange.champion.timings.ttft_s
         if ttft_s is not None:
             self.champion_ttft_ms.append(1000 * ttft_s)
@@ -127,6 +130,7 @@ class Tally:
             paired=self.paired.figures(),
             stream_gap_p50_ms=_ms(quantile_s(self.gaps, 0.5)),
             stream_gap_p95_ms=_ms(quantile_s(self.gaps, 0.95)),
+            draft=self.draft,
             disagreements=tuple(one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))),
         )
 
@@ -140,6 +144,10 @@ class Tallies:
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """One exchange ended for one challenger."""
         self._by_name.setdefault(challenger, Tally(challenger)).add(exchange, ending)
+
+    def drafts(self) -> dict[str, DraftCounts]:
+        """What became of the drafts, of each challenger that had some."""
+        return {name: tally.draft for name, tally in self._by_name.items() if tally.draft is not None}
 
     def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
         """For the challengers named, with the device seconds each has used since the start."""

@@ -12,6 +12,7 @@ from understudy.report.figure import DASH, Figure, percent
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import number_figures
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
+from understudy.types import DraftCounts
 
 NOT_ENOUGH_DATA = "NOT ENOUGH DATA"
 VERDICTS = ("GO", "NO-GO", NOT_ENOUGH_DATA)
@@ -161,6 +162,7 @@ def _figures(summary: ChallengerSummary, gates: Sequence[GateView]) -> tuple[Fig
         _gap(summary),
         *(_paired(one) for one in summary.paired),
         Figure("shadow cost", "", _seconds(summary.shadow_busy_s), tokens),
+        *_draft(summary.draft),
     )
 
 
@@ -202,6 +204,15 @@ def floor_figures(figures: Sequence[FloorFigure]) -> tuple[Figure, ...]:
         note = f"perplexity {ratio:.4g}x its own, {number(own_tokens.exchanges)} exchanges"
         rows.append(Figure("champion's tokens read", _nats(own_tokens.own), _nats(own_tokens.challenger), note))
     return tuple(rows)
+
+
+def _draft(draft: DraftCounts | None) -> tuple[Figure, ...]:
+    """A challenger that generated plainly has no line."""
+    if draft is None or not draft.proposed:
+        return ()
+    found = f"; found its way back {number(draft.realigned)} times of {number(draft.lost)}" if draft.lost else ""
+    accepted = percent(draft.accepted / draft.proposed)
+    return (Figure("drafted tokens kept", "", accepted, f"of {number(draft.proposed)}{found}"),)
 
 
 def _latency(name: str, champion: float | None, challenger: float | None) -> Figure:

@@ -1,0 +1,222 @@
+"""Speculative shadow: the challenger's own output, with the champion's answer as the draft.
+
+vLLM verifies the drafted tokens in one step of the challenger and keeps those that the challenger would have said
+itself (https://arxiv.org/abs/2211.17192): greedy output is that of plain generation token for token, sampled output
+has the challenger's own distribution. The draft travels with the request, in SamplingParams.extra_args, and what is
+known of it hangs on vLLM's own state of the request, so that it is gone when the request ends or is aborted.
+
+    placements.py    speculative_args()    a challenger's engine proposes through DraftProposer
+    core.py          attach()              the proposer learns which row is which request
+    vllm_engine.py   with_draft()          a request takes its draft along, or is generated plainly
+                     counts()              what became of the draft
+
+Nothing is imported from vLLM before an engine is there: the API process asks for the first and third only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from understudy.engines.draft import Draft, realignments
+from understudy.types import DraftCounts
+
+PROPOSER = "understudy.engines.speculate.DraftProposer"
+EXTRA_ARG = "understudy_draft"
+NUM_DRAFT_TOKENS = 31
+"""Most draft tokens of one request in one step: with its own, 16 requests fill a step of 512. vLLM's limit is 128."""
+LORA_SIZES = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
+LOGITS_BYTES = 256 * 2**20
+"""What a step's draft tokens may take: each has a row of logits, and vLLM holds about three in float32."""
+NOT_WITH = ("async_scheduling", "logits_processors", "speculative_config")
+"""Engine arguments of the user's that vLLM does not combine with this; the last is the user's own speculation."""
+
+
+def speculative_args(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a challenger's engine with these arguments speculate; nothing where they rule it out.
+
+    With LoRA vLLM wants room in a step for every draft token of every request. Where the sizes are not both given, they
+    are given here; where they are, there are as many draft tokens as fit.
+
+    ``num_speculative_tokens_per_batch_size`` says the same number for every batch size. It is there because vLLM
+    otherwise pads a request of one uncached token with as many placeholders, which are computed and thrown away.
+    """
+    if any(engine_args.get(name) for name in NOT_WITH):
+        return {}
+    sizes: dict[str, int] = {}
+    num_draft_tokens = NUM_DRAFT_TOKENS
+    if engine_args.get("enable_lora"):
+        sizes = {name: engine_args.get(name) or usual for name, usual in LORA_SIZES.items()}
+        num_draft_tokens = min(NUM_DRAFT_TOKENS, sizes["max_num_batched_tokens"] // sizes["max_num_seqs"] - 1)
+    if num_draft_tokens < 1:
+        return {}
+    config = {
+        "method": "custom_class",
+        "model": PROPOSER,
+        "num_speculative_tokens": num_draft_tokens,
+        "num_speculative_tokens_per_batch_size": [[1, 1, num_draft_tokens]],
+    }
+    return {"speculative_config": config, "per_request_spec_decode_metrics": "summary"} | sizes
+
+
+def speculates(engine_args: Mapping[str, Any]) -> bool:
+    """Whether an engine with these arguments proposes champion answers."""
+    return (engine_args.get("speculative_config") or {}).get("model") == PROPOSER
+
+
+def without_speculation(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for the API process's side of the engine.
+
+    There, vLLM would refuse min_p and logit_bias, which the engine process can do: see attach().
+    """
+    if not speculates(engine_args):
+        return dict(engine_args)
+    ours = ("speculative_config", "per_request_spec_decode_metrics")
+    return {name: value for name, value in engine_args.items() if name not in ours}
+
+
+def plain_because(parameters: Any) -> str | None:
+    """Why a request is generated without a draft; None where a draft changes nothing but the time.
+
+    vLLM's verification does not apply min_p and logit_bias to drafted tokens, and takes its random numbers in
+    another order, which a seed makes visible.
+    """
+    if parameters.logit_bias:
+        return "logit_bias"
+    if parameters.temperature == 0.0:
+        return None
+    if parameters.min_p:
+        return "min_p"
+    return "seed" if parameters.seed is not None else None
+
+
+def with_draft(parameters: Any, answers: Sequence[Sequence[int]]) -> Any:
+    """The parameters with the champion's answers as drafts, the i-th for the i-th of n. Changes its argument."""
+    others = {name: value for name, value in (parameters.extra_args or {}).items() if name != EXTRA_ARG}
+    if answers and plain_because(parameters) is None:
+        others[EXTRA_ARG] = [list(answer) for answer in answers]
+    parameters.extra_args = others or None
+    return parameters
+
+
+def counts(outputs: Sequence[Any], parameters: Any) -> DraftCounts | None:
+    """What became of the drafts that ``parameters`` brought along; None where they brought none.
+
+    Args:
+        outputs: vLLM's completions, in order.
+    """
+    answers = (parameters.extra_args or {}).get(EXTRA_ARG)
+    if not answers:
+        return None
+    proposed = accepted = lost = realigned = 0
+    for index, output in enumerate(outputs):
+        metrics = output.spec_decode_metrics
+        if metrics is not None:
+            proposed += metrics.num_draft_tokens
+            accepted += sum(length * steps for length, steps in enumerate(metrics.histogram))
+        one = realignments(answers[min(index, len(answers) - 1)], output.token_ids)
+        lost, realigned = lost + one[0], realigned + one[1]
+    return DraftCounts(proposed, accepted, lost, realigned)
+
+
+class DraftProposer:
+    """vLLM's custom-class proposer, one for each worker. Until attach() was called it proposes nothing."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        vocab_size = vllm_config.model_config.get_vocab_size()
+        self._num_draft_tokens = vllm_config.speculative_config.num_speculative_tokens
+        self._max_step_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self._max_draft_tokens = max(1, LOGITS_BYTES // (3 * 4 * vocab_size))
+        self._runner: Any = None
+
+    def load_model(self, *_args: Any, **_kwargs: Any) -> None:
+        """Called by vLLM; there is no model to load."""
+
+    def attach(self, runner: Any) -> None:
+        """Know the requests of ``runner``, and that it takes any request again (see plain_because()).
+
+        With speculation vLLM builds no processors for min_p and logit_bias. Rows without drafts go through the
+        ordinary sampler, where these work, so they are put back. It also stops asking for drafts when any request
+        nears the end of the context, for the sake of draft models; a draft of tokens needs no room of its own.
+        """
+        from vllm.utils.platform_utils import is_pin_memory_available
+        from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
+
+        arguments = (runner.vllm_config, runner.device, is_pin_memory_available())
+        runner.input_batch.logitsprocs = LogitsProcessors(make(*arguments) for make in BUILTIN_LOGITS_PROCESSORS)
+        runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens
+        if runner.device.type == "cpu":
+            mend_cpu_sampler()
+        self._runner = runner
+
+    def propose(self, sampled_token_ids: Sequence[Sequence[int]], *_args: Any, **_kwargs: Any) -> list[list[int]]:
+        """Draft tokens for each row of the batch; none for a row that is still reading its prompt.
+
+        Args:
+            sampled_token_ids: what each row has just said. vLLM gives more; the requests' own state has it all.
+        """
+        if self._runner is None:
+            return [[] for _ in sampled_token_ids]
+        num_rows = len(sampled_token_ids)
+        share = min(self._max_step_tokens // num_rows - 1, self._max_draft_tokens // num_rows, self._num_draft_tokens)
+        rows = zip(sampled_token_ids, self._runner.input_batch.req_ids, strict=False)
+        return [self._row(self._runner.requests[name], share, num_rows) if said else [] for said, name in rows]
+
+    def _row(self, request: Any, share: int, num_rows: int) -> list[int]:
+        draft = draft_of(request)
+        if draft is None:
+            return []
+        for token in request.output_token_ids[draft.num_fed :]:
+            draft.feed(token)
+        most = request.sampling_params.max_tokens
+        left = share if most is None else most - draft.num_fed - 1  # the step says one more by itself
+        return draft.propose(max(0, min(share, left)), num_rows)
+
+
+def draft_of(request: Any) -> Draft | None:
+    """The draft of vLLM's CachedRequestState, on which it is kept so that it lives no longer."""
+    drafts = ((request.sampling_params and request.sampling_params.extra_args) or {}).get(EXTRA_ARG)
+    if not drafts:
+        return None
+    draft: Draft | None = getattr(request, EXTRA_ARG, None)
+    if draft is None:
+        draft = Draft(drafts[child_index(request.req_id, len(drafts))])
+        setattr(request, EXTRA_ARG, draft)
+    return draft
+
+
+def child_index(request_id: str, num_drafts: int) -> int:
+    """Which of n a request is: vLLM names them ``0_ID``, ``1_ID``, ..., and the only one ``ID``."""
+    if num_drafts == 1:
+        return 0
+    return min(int(request_id.partition("_")[0]), num_drafts - 1)
+
+
+def mend_cpu_sampler() -> None:
+    """Give drafted tokens their request's temperature, top_k and top_p on the CPU.
+
+    vLLM 0.32 spreads these over the drafted tokens with a kernel that on the CPU works on a copy, so that the sampler
+    reads memory that nobody wrote (``_expand_kernel_impl`` in utils/cpu_triton_utils.py): a wrong distribution, or an
+    index error that ends the engine.
+    """
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    def expand(values: Any, ends: Any, _num_tokens: int, replace_from: int = 0, replace_to: int = 0) -> Any:
+        per_row = torch.diff(ends, prepend=ends.new_zeros(1))
+        return torch.where(values == replace_from, replace_to, values).repeat_interleave(per_row)
+
+    rejection_sampler.expand_batch_to_tokens = expand
+
+
+def attach(core: Any) -> None:
+    """Attach the proposer of an engine core to its model runner, in every worker; a core without one is left alone."""
+    config = core.vllm_config.speculative_config
+    if config is not None and config.model == PROPOSER:
+        core.model_executor.collective_rpc(attach_worker)
+
+
+def attach_worker(worker: Any) -> None:
+    """Runs in the worker, which with tensor parallelism is a process of its own."""
+    runner = worker.model_runner
+    runner.drafter.attach(runner)
