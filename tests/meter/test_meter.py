@@ -128,6 +128,14 @@ def test_the_status_is_json_with_figures_for_both_and_words_for_what_is_not_know
     assert "champ: its engine did not say what memory it holds" in status["cannot_say"]  # nobody has asked it
 
 
+def test_a_replay_has_no_champion_and_so_nothing_to_be_promoted_over() -> None:
+    bench = Bench()
+    meter = Meter([Group([bench.challenger], ("gpu0",))], bench.sampler, Prices(), bench.caps, Guard(), bench.clock)
+    status = meter.status()
+    assert list(status["models"]) == ["rival"]
+    assert status["models"]["rival"]["promoted"] is None
+
+
 @in_loop
 async def test_it_asks_for_memory_once_before_it_ticks_and_ends_its_thread() -> None:
     bench = Bench()

@@ -16,7 +16,7 @@ from understudy.config import Prices
 from understudy.lane.guard import Guard
 from understudy.meter.attribution import Attribution, Share, Split, Window
 from understudy.meter.caps import WINDOW_S, Caps
-from understudy.meter.cost import Cost, cost, projected, usd
+from understudy.meter.cost import Cost, Projection, cost, projected, usd
 from understudy.meter.host import resident_bytes
 from understudy.meter.reading import DeviceReading
 from understudy.meter.sampler import Sampler
@@ -107,8 +107,8 @@ class Meter:
             for engine in group.engines:
                 self.memory[engine.name] = dict(await engine.memory() or {})
         await asyncio.to_thread(self._sampler.sample)
-        self._sampler.start()
         self.tick()
+        self._sampler.start()
         self._task = asyncio.create_task(self._run(), name="meter")
 
     async def close(self) -> None:
@@ -129,7 +129,7 @@ class Meter:
 
     @property
     def engines(self) -> list[Metered]:
-        """All, the champion first."""
+        """All, the champion first where there is one."""
         return [engine for group in self._groups for engine in group.engines]
 
     def share(self, name: str) -> Share:
@@ -175,24 +175,17 @@ class Meter:
 
     def status(self) -> dict[str, Any]:
         """For /shadow/status and the report: figures with what they cannot say in words."""
-        champion, *challengers = self.engines
-        latest = self._sampler.latest
-        of_champion = self.cost(champion)
-        models: dict[str, Any] = {champion.name: self._model(champion, of_champion)}
+        champion = next((engine for engine in self.engines if engine.role == "champion"), None)  # none in a replay
+        challengers = [engine for engine in self.engines if engine is not champion]
+        models = {engine.name: self._model(engine) for engine in self.engines}
         for engine in challengers:
-            mine = self.cost(engine)
-            seconds = next(group.attribution.seconds for group in self._groups if engine in group.engines)
-            batches = engine.traffic.batch_since((0, 0)), champion.traffic.batch_since((0, 0))
-            projection = projected(mine, of_champion, seconds, batches)
-            models[engine.name] = self._model(engine, mine) | {
-                "promoted": None if projection is None else asdict(projection)
-            }
-        shadow = self._shadow([self.share(engine.name) for engine in challengers])
+            promoted = None if champion is None else self._promoted(engine, champion)
+            models[engine.name]["promoted"] = None if promoted is None else asdict(promoted)
         return {
             "models": models,
-            "shadow": shadow,
+            "shadow": self._shadow([self.share(engine.name) for engine in challengers]),
             "idle": asdict(self.idle()),
-            "devices": [asdict(reading) for reading in latest.values()],
+            "devices": [asdict(reading) for reading in self.devices.values()],
             "method": METHOD,
             "cannot_say": self._cannot_say(),
         }
@@ -234,11 +227,16 @@ class Meter:
             return None
         return readings[0].at_s, sum(joules)
 
-    def _model(self, engine: Metered, mine: Cost) -> dict[str, Any]:
+    def _promoted(self, challenger: Metered, champion: Metered) -> Projection | None:
+        seconds = next(group.attribution.seconds for group in self._groups if challenger in group.engines)
+        batches = challenger.traffic.batch_since((0, 0)), champion.traffic.batch_since((0, 0))
+        return projected(self.cost(challenger), self.cost(champion), seconds, batches)
+
+    def _model(self, engine: Metered) -> dict[str, Any]:
         traffic = engine.traffic
         return {
             "role": engine.role,
-            "cost": asdict(mine),
+            "cost": asdict(self.cost(engine)),
             "memory": self.memory.get(engine.name, {})
             | {"kv_used_fraction": traffic.kv_used_fraction, "process_resident_bytes": self.resident_bytes(engine)},
             "mean_batch": traffic.batch_since((0, 0)),
