@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from tests.builders import Clock, Ear, Offer, answer, exchange, in_loop, observation, running
+from tests.builders import Clock, Ear, Offer, answer, exchange, in_loop, observation, running, shadow_spec, turns
 
 from understudy.config import Limits, Prices
 from understudy.engines.fake import FakeEngine
@@ -165,6 +166,26 @@ async def test_the_lane_sheds_with_the_caps_name_and_goes_on_when_the_minute_has
         stage.lane.offer(Offer(exchange("c")))
         await stage.lane.idle()
         assert stage.counts()["compared"] == 2
+
+
+@in_loop
+async def test_a_cap_sheds_what_comes_and_what_waits_and_lets_what_runs_finish() -> None:
+    over: list[tuple[str, str]] = []
+    gate = asyncio.Event()
+    engine = FakeEngine(gate=gate)
+    spec = shadow_spec(max_concurrency=1)
+    async with running(engine, spec=spec, over_cap=lambda: over[0] if over else None) as stage:
+        for name in ("runs", "waits"):
+            stage.lane.offer(Offer(exchange(name)))
+        await turns(20)
+        over.append(("max_usd_per_hour", "7 USD an hour, 6 is allowed"))
+        stage.lane.offer(Offer(exchange("comes")))
+        await turns(20)
+        assert [(name, ending.reason) for name, _, ending in stage.ear.endings] == [("comes", "max_usd_per_hour")]
+        gate.set()
+        await stage.lane.idle()
+        assert stage.counts()["compared"] == 1
+        assert stage.counts()["shed"] == {"max_usd_per_hour": 2}
 
 
 # Metrics
