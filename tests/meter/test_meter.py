@@ -146,6 +146,18 @@ async def test_it_asks_for_memory_once_before_it_ticks_and_ends_its_thread() -> 
     await bench.meter.close()
 
 
+@in_loop
+async def test_only_an_allocator_is_asked_again() -> None:
+    bench = Bench()
+    bench.champion.bytes = {"weights_bytes": 5, "allocator": {"peak_allocated_bytes": 7}}
+    await bench.meter._ask_for_memory()
+    bench.champion.bytes = {"weights_bytes": 5, "allocator": {"peak_allocated_bytes": 9}}
+    bench.challenger.bytes = {"weights_bytes": 6}
+    await bench.meter._ask_for_memory()
+    assert bench.meter.memory["champ"]["allocator"]["peak_allocated_bytes"] == 9
+    assert bench.meter.memory["rival"] == {"weights_bytes": 5}
+
+
 # Caps, through the lane
 
 

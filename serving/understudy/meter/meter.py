@@ -1,7 +1,8 @@
 """The meter of one replica: every PERIOD_S it asks the engines and the devices, splits, prices and publishes.
 
 It runs in the replica's event loop and off the answer's path: busy seconds from each engine's flight recorder, a
-reading of the devices that another thread has taken, some arithmetic. No engine is asked anything after the start.
+reading of the devices that another thread has taken, some arithmetic. Once a minute an engine on CUDA is asked for its
+allocator's figures.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Protocol
 
 from understudy.config import Prices
@@ -23,6 +25,7 @@ from understudy.meter.sampler import Sampler
 from understudy.meter.traffic import Traffic
 
 PERIOD_S = 2.0
+MEMORY_EVERY = 30  # ticks
 METHOD = (
     "busy seconds from the driver split device time and energy; what is drawn while nothing runs is idle and nobody's. "
     "Models that draw different power while stepped are given the same: a model with a share s of the busy time is off "
@@ -103,9 +106,7 @@ class Meter:
 
     async def start(self) -> None:
         """Count the memory while nobody is being served yet, then tick until closed."""
-        for group in self._groups:  # in order: who loaded first owns what is shared
-            for engine in group.engines:
-                self.memory[engine.name] = dict(await engine.memory() or {})
+        await self._ask_for_memory()
         await asyncio.to_thread(self._sampler.sample)
         self.tick()
         self._sampler.start()
@@ -193,10 +194,22 @@ class Meter:
     # inside
 
     async def _run(self) -> None:
-        while True:
+        for number in count(1):
             await asyncio.sleep(PERIOD_S)
             with self._guard("meter"):
                 self.tick()
+                if number % MEMORY_EVERY == 0:
+                    await self._ask_for_memory()
+
+    async def _ask_for_memory(self) -> None:
+        """Of engines that have an allocator, whose peaks move (on CUDA), and of those not heard of yet.
+
+        In order: who loaded first owns what is shared. The engine has counted before, so it answers at once.
+        """
+        for engine in self.engines:
+            known = self.memory.get(engine.name)
+            if not known or known.get("allocator") is not None:
+                self.memory[engine.name] = dict(await engine.memory() or {})
 
     def _window(self, group: Group) -> None:
         now_s, busy = self._clock(), {}
