@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from understudy.door import Door, Guest
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, EngineDead
 from understudy.launch import free_port
 
 
@@ -100,3 +100,23 @@ def test_only_its_owner_can_take_the_socket() -> None:
         folder = Path(door.path).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
+
+
+def test_a_server_that_ended_by_itself_is_a_fault_and_one_that_was_asked_to_end_is_not() -> None:
+    async def scenario(path: str) -> None:
+        guest = await Guest.enter(path)
+        guest.check_health()  # before it serves
+        guest.serve(app_that_says("hello"))
+        guest.check_health()
+        await guest.leave()
+        guest.check_health()
+        broken = await Guest.enter(path)
+        broken._listening.close()
+        broken.serve(app_that_says("hello"))
+        assert broken._serving is not None
+        await asyncio.wait([broken._serving])
+        with pytest.raises(EngineDead, match="the HTTP server ended"):
+            broken.check_health()
+
+    with Door("127.0.0.1", free_port()) as door:
+        asyncio.run(scenario(door.path))

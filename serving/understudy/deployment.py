@@ -42,10 +42,12 @@ class Replica:
         return self._server.app
 
     def check_health(self) -> None:
-        """Raises when the champion's engine is gone: Ray Serve then replaces this replica."""
+        """Raises when the champion's engine or the HTTP server is gone: Ray Serve then replaces this replica."""
         try:
             if self._server is not None:
                 self._server.check_health()
+            if self._guest is not None:
+                self._guest.check_health()
         except Exception:
             if self._guest is not None:
                 self._guest.refuse()  # the next replica answers what comes now

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import uvicorn
 
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, EngineDead
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
@@ -131,6 +131,11 @@ class Guest:
         )
         self._server = _Unsignalled(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listening]), name="http")
+
+    def check_health(self) -> None:
+        """Raise EngineDead where nobody accepts connections any more, although nobody asked for that."""
+        if self._serving is not None and self._serving.done() and not (self._server and self._server.should_exit):
+            raise EngineDead(f"the HTTP server ended: {self._serving.exception()!r}")
 
     def refuse(self) -> None:
         """Accept nothing more: what is to come waits in the backlog for the next replica."""
