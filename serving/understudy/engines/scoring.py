@@ -70,8 +70,9 @@ def vllm_parameters() -> SamplingParams:
 def unpack(output: RequestOutput, num_targets: int) -> Score:
     """The Score in what ``parameters`` brought.
 
-    EngineError: rows are missing.
-    NotFinite: a log-probability is no number.
+    Raises:
+        EngineError: rows are missing.
+        NotFinite: a log-probability is no number.
     """
     rows = output.prompt_token_id_logprobs
     if rows is None or rows.shape != (num_targets, len(COLUMNS)) or np.any(rows[:, 1] < 1):
