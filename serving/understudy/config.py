@@ -80,6 +80,11 @@ class ShadowSpec:
         "a fraction from 0 to 1: of the sampled exchanges, those that the champion answers again",
         lambda value: 0.0 <= value <= 1.0,
     )
+    divergence: float = option(
+        0.0,
+        "a fraction from 0 to 1: of the sampled exchanges, those on which whole distributions are compared",
+        lambda value: 0.0 <= value <= 1.0,
+    )
     max_step_ms: float = _positive(10.0, "milliseconds above 0: what the champion may have to wait for a challenger")
     min_device_share: float = option(
         0.01,
@@ -199,6 +204,11 @@ def parse(raw: Mapping[str, Any]) -> Config:
     unfounded = next((gate.metric for gate in config.gates if gate.needs_floor), None)
     if unfounded is not None and config.shadow.noise_floor == 0:
         raise ConfigError(f"gates.metric: {unfounded!r} needs a noise floor: set shadow.noise_floor above 0")
+    divergence = config.shadow.divergence
+    if divergence > 0 and config.placement != "shared":
+        raise ConfigError(f"shadow.divergence: {divergence}: needs placement 'shared': both models in one process")
+    if divergence > 0 and not config.shadow.score:
+        raise ConfigError(f"shadow.divergence: {divergence}: needs shadow.score, of which it is a part")
     named = _with_names(config)
     names = [model.name for model in (named.champion, *named.challengers)]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -74,13 +74,24 @@ async def answer(
         hand_over(witness)  # 4
 
 
-async def shadow(exchange: Exchange, challenger: Engine, *, score: bool, generate: bool, compare: Compare) -> Ending:
+async def shadow(
+    exchange: Exchange, challenger: Engine, *, score: bool, generate: bool, compare: Compare, against: str = ""
+) -> Ending:
     """Steps 7 and 8: the challenger meets the request. Called by the lane when its turn has come (6).
+
+    Args:
+        exchange: what the champion was asked and said.
+        challenger: meets it.
+        score: whether it reads the champion's tokens.
+        generate: whether it gives an answer of its own.
+        compare: the comparators.
+        against: where the champion's view of its own tokens was left, for a divergence; empty for none.
 
     Returns:
         The ending with both observations compared. Faults raise; the lane's guard turns them into endings.
     """
     request = await challenger.prepare(exchange)  # identical token ids, or its own template: law 3
+    request = replace(request, against=against)
     scores = await challenger.score(request) if score else ()  # 7, the cheap half
     observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)

@@ -135,6 +135,23 @@ NOT_MEASURED = Measured()
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far apart two models' whole next-token distributions are at each token of one champion answer, in nats.
+
+    Attributes:
+        kl_forward: KL(champion || challenger).
+        kl_backward: KL(challenger || champion).
+        hellinger: Hellinger distance, 0 to 1.
+        champion_entropies: of the champion's distribution; the challenger's is in the Score.
+    """
+
+    kl_forward: tuple[float, ...]
+    kl_backward: tuple[float, ...]
+    hellinger: tuple[float, ...]
+    champion_entropies: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One champion answer read by the challenger in one pass.
 
@@ -147,6 +164,8 @@ class Score:
     ranks: tuple[int, ...]
     entropies: tuple[float, ...] = ()
     top1: tuple[int, ...] = ()
+    divergence: Divergence | None = None
+    """Only on the slice of ``shadow.divergence``, in the shared placement, where both models have one vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tests.builders import answer, met, observation
 from understudy.compare import COMPARATORS, Comparators, agreement, exact, likelihood
 from understudy.compare.options import DEFAULTS
 from understudy.compare.pairs import MISSING, answer_pairs
-from understudy.types import Comparison, Observation, Score
+from understudy.types import Comparison, Divergence, Observation, Score
 
 OTHER_TOKENIZER = {"rendered": "own_template"}
 
@@ -198,6 +198,14 @@ def test_likelihood_beside_the_champions_own() -> None:
     assert values["mean_entropy"] == 1.0
     elsewhere = replace(challenger, rendered="own_template")
     assert "perplexity_ratio" not in likelihood.compare(met(champion, elsewhere))
+
+
+def test_divergences_are_means_over_the_tokens_that_were_compared() -> None:
+    apart = Divergence((0.1, 0.3), (0.2, 0.6), (0.0, 0.5), (1.0, 1.0))
+    challenger = scored(Score((-1.0, -1.0), (1, 1), (1.5, 2.5), (1, 2), apart), Score((-1.0,), (1,), (9.0,), (1,)))
+    values = likelihood.compare(met(observation(answer(1, 2), answer(3)), challenger))
+    found = {name: values[name] for name in ("kl_forward", "kl_backward", "hellinger", "entropy_difference")}
+    assert found == pytest.approx({"kl_forward": 0.2, "kl_backward": 0.4, "hellinger": 0.25, "entropy_difference": 1.0})
 
 
 def test_a_perplexity_beyond_floats_is_large_and_no_error() -> None:

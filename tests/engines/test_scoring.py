@@ -76,13 +76,13 @@ class Rig:
     def runner(self) -> Any:
         return self.core.model_executor.driver_worker.worker.model_runner
 
-    def score(self, *pairs: tuple[Sequence[int], Sequence[int]]) -> list[Any]:
+    def score(self, *pairs: tuple[Sequence[int], Sequence[int]], **more: str) -> list[Any]:
         """(Score, RequestOutput) of each (prompt, answer); all are waiting when the first step begins."""
         from understudy.engines import scoring
 
         outputs = self.llm.generate(
             [{"prompt_token_ids": scoring.tokens_to_read(*pair)} for pair in pairs],
-            [scoring.parameters(*pair) for pair in pairs],
+            [scoring.parameters(*pair, **more) for pair in pairs],
             use_tqdm=False,
             lora_request=self.adapter,
         )
@@ -92,15 +92,22 @@ class Rig:
         """The four numbers of every token, from the oracle's full logits."""
         import torch
 
-        with torch.no_grad():
-            logits = self.oracle(torch.tensor([[*prompt, *answer]])).logits[0].double()
-        rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        rows = log_softmax(self.oracle, prompt, answer)
         target = rows.gather(1, torch.tensor(answer)[:, None])
         assert got.logprobs == pytest.approx(target[:, 0].tolist(), abs=TOLERANCE)
         at_least, at_most = ((rows > target + margin).sum(1) + 1 for margin in (TOLERANCE, -TOLERANCE))
         assert all(low <= rank <= high for low, rank, high in zip(at_least, got.ranks, at_most, strict=True))
         assert got.entropies == pytest.approx((-(rows.exp() * rows).sum(1)).tolist(), abs=TOLERANCE)
         assert got.top1 == tuple(rows.argmax(1).tolist())
+
+
+def log_softmax(oracle: Any, prompt: Sequence[int], answer: Sequence[int]) -> Any:
+    """[num_answer_tokens, vocab_size] in float64, from transformers."""
+    import torch
+
+    with torch.no_grad():
+        logits = oracle(torch.tensor([[*prompt, *answer]])).logits[0].double()
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
 def start(folder: Path, oracle: Any, **more: Any) -> Rig:
@@ -172,6 +179,56 @@ def test_an_adapter_is_scored_as_itself(tmp_path: Path) -> None:
         rig.expect(*pair, score)
 
 
+def test_whole_distributions_of_two_cores_are_compared_where_they_are(llama: Rig, tmp_path: Path) -> None:
+    """What the first leaves, chunk by chunk, the second compares with its own, chunk by chunk."""
+    import torch
+
+    other = start(tmp_path, make("qwen2", tmp_path))
+    prompt, answer = ids(40), ids(50, seed=1)
+    llama.score((prompt, answer), keep="x")
+    (score, _) = other.score((prompt, answer), against="x")[0]
+    other.expect(prompt, answer, score)
+    p, q = (log_softmax(rig.oracle, prompt, answer) for rig in (llama, other))
+    found = score.divergence
+    assert found.kl_forward == pytest.approx((p.exp() * (p - q)).sum(1).tolist(), rel=1e-3)
+    assert found.kl_backward == pytest.approx((q.exp() * (q - p)).sum(1).tolist(), rel=1e-3)
+    hellinger = (1 - ((p + q) / 2).exp().sum(1)).sqrt()
+    assert found.hellinger == pytest.approx(hellinger.tolist(), rel=1e-3)
+    assert found.champion_entropies == pytest.approx((-(p.exp() * p).sum(1)).tolist(), abs=TOLERANCE)
+    assert torch.tensor(found.kl_forward).mean() > 0.1  # else it would prove little
+
+
+def test_what_cannot_be_compared_is_scored_all_the_same(llama: Rig) -> None:
+    """Nothing was left, what was left is of another answer, or of another vocabulary."""
+    import torch
+
+    from understudy.engines.heads import Head
+    from understudy.engines.shelf import SHELF, Kept
+
+    pair = ids(8), ids(6, seed=1)
+    narrow = Head(torch.zeros(10, 128), 10, None, 1.0, None)
+    SHELF.put("vocabulary", Kept(torch.zeros(6, 128), narrow))
+    llama.score((ids(8), ids(5)), keep="shorter")
+    for key in ("nothing", "shorter", "vocabulary"):
+        score, _ = llama.score(pair, against=key)[0]
+        llama.expect(*pair, score)
+        assert score.divergence is None
+
+
+def test_the_shelf_is_bounded_and_the_oldest_goes_first() -> None:
+    import torch
+
+    from understudy.engines.heads import Head
+    from understudy.engines.shelf import Kept, Shelf
+
+    shelf, head = Shelf(max_bytes=1000), Head(torch.zeros(1, 1), 1, None, 1.0, None)
+    for key in ("a", "b", "c"):
+        shelf.put(key, Kept(torch.zeros(100, 1), head))  # 400 bytes
+    assert (shelf.get("a"), shelf.num_bytes) == (None, 800)
+    shelf.put("huge", Kept(torch.zeros(1000, 1), head))
+    assert (shelf.get("huge"), shelf.num_bytes) == (None, 0)
+
+
 def test_a_cached_prompt_is_not_read_again_and_its_answer_is(llama: Rig) -> None:
     """The same exchange twice: the second time every block of it is in the prefix cache."""
     pair = ids(70, seed=5), ids(40, seed=6)
@@ -188,12 +245,12 @@ def test_what_waits_is_scored_in_one_call(llama: Rig, monkeypatch: pytest.Monkey
     calls: list[int] = []
     read = scorer.read
 
-    def counting(chunks: Any, hidden: Any, measure: Any) -> None:
+    def counting(chunks: Any, hidden: Any, eye: Any) -> None:
         def counted(rows: Any, targets: Any) -> Any:
             calls.append(len(rows))
-            return measure(rows, targets)
+            return eye.measure(rows, targets)
 
-        read(chunks, hidden, counted)
+        read(chunks, hidden, scorer.Eye(counted))
 
     monkeypatch.setattr(scorer, "read", counting)
     pairs = [(ids(4, seed=9), ids(3, seed=seed)) for seed in (1, 2, 3)] + [(ids(6, seed=8), ids(5, seed=4))]
@@ -239,7 +296,7 @@ def test_a_model_that_does_more_than_its_head_says_is_scored_from_its_own_logits
     model, plain = llama.runner.get_model(), llama.runner.get_model().compute_logits
     monkeypatch.setattr(model, "compute_logits", lambda hidden: plain(hidden) * 1.5)
     monkeypatch.setattr(scorer, "LOGITS_ROWS", 7)
-    path, measure = scorer.choose(llama.runner)
+    path, eye = scorer.choose(llama.runner)
     assert path["path"] == "logits"
     assert path["why"].startswith("lm_head alone gives another logprob than the model")
     import torch
@@ -247,7 +304,7 @@ def test_a_model_that_does_more_than_its_head_says_is_scored_from_its_own_logits
     hidden, targets = torch.randn(20, 128), torch.arange(20)
     with torch.inference_mode():
         expected = (plain(hidden) * 1.5).log_softmax(-1)[torch.arange(20), targets]
-        assert measure(hidden, targets).logprob.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+        assert eye.measure(hidden, targets).logprob.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_the_probe_sees_a_missing_softcap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from understudy.record.lines import scan
 from understudy.types import (
     Answer,
     Comparison,
+    Divergence,
     DraftCounts,
     Ending,
     Exchange,
@@ -27,6 +28,8 @@ from understudy.types import (
     State,
     Timings,
 )
+
+APART = Divergence((0.5, float("inf")), (0.25, 1.0), (0.5, 1.0), (2.0, 3.0))
 
 
 def observation(model: str, *, scores: tuple[Score, ...] = (), num_tokens: int = 3) -> Observation:
@@ -70,7 +73,7 @@ def accepted(number: int, *challengers: str, offered: Mapping[str, int] | None =
 def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
     ending = Ending(state, reason)
     if state is State.COMPARED:
-        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7), (0.5, 2.0), (4, 9)),))
+        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7), (0.5, 2.0), (4, 9), APART),))
         ending = Ending(state, challenger=seen, comparison=Comparison({"top1": 0.5}))
     return Ended(f"ex-{number}", challenger, ending, 1_700_000_100.0 + number)
 

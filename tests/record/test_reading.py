@@ -74,6 +74,8 @@ def test_the_merged_view(filled: Path, max_indexed: int) -> None:
     compared = first["challengers"]["b"]
     assert (compared["state"], compared["comparison"]) == ("compared", {"top1": 0.5})
     score = {"logprobs": [-0.25, "-inf"], "ranks": [1, 7], "entropies": [0.5, 2.0], "top1": [4, 9]}
+    apart = {"kl_forward": [0.5, "inf"], "kl_backward": [0.25, 1.0], "hellinger": [0.5, 1.0]}
+    score |= {"divergence": apart | {"champion_entropies": [2.0, 3.0]}}
     assert compared["observation"]["scores"] == [score]
     assert first["challengers"]["c"] == {
         "state": "pending",

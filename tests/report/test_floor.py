@@ -9,7 +9,7 @@ from tests.builders import answer, exchange, observation
 
 from understudy.report.floor import FloorFigure
 from understudy.report.tally import Tallies
-from understudy.report.view import floor_figures
+from understudy.report.view import divergence_figures, floor_figures
 from understudy.types import Comparison, Ending, Floor, State
 
 
@@ -39,3 +39,14 @@ def test_what_is_shown_is_the_excess() -> None:
     ]
     assert rows[0].note == "+20.0 points above the noise floor, 40 exchanges"
     assert rows[1].note == f"perplexity {math.exp(0.5):.4g}x its own, 40 exchanges"
+
+
+def test_divergences_are_shown_where_there_are_any() -> None:
+    tallies = Tallies()
+    tallies.ended(exchange(), "a", ending({"kl_forward": 0.1, "kl_backward": 0.3}, None))
+    tallies.ended(exchange(), "a", ending({"kl_forward": 0.2, "kl_backward": 0.5}, None))
+    tallies.ended(exchange(), "b", ending({"exact_match": 1.0}, None))
+    apart, plain = tallies.summaries({"a": None, "b": None})
+    (row,) = divergence_figures(apart)
+    assert (row.challenger, row.note) == ("0.15 nats", "0.4 the other way, 2 exchanges")
+    assert divergence_figures(plain) == ()

@@ -27,6 +27,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "champion": {"model": models["llama"], "name": "champ", "engine_args": SMALL},
         "challenger": {"model": models["qwen2"], "name": "rival", "engine_args": SMALL},
         "placement": "dedicated",
+        "shadow": {"noise_floor": 1.0},
         "auth": {"shadow_key": "secret"},
         "record": {"url": str(folder / "record")},
     }
@@ -91,6 +92,7 @@ def test_it_compares_and_needs_its_key(server: Running) -> None:
     found = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()["exchanges"]
     seen = found[0]["challengers"]["rival"]
     assert len(seen["observation"]["scores"][0]["logprobs"]) == 12
+    assert seen["floor"]["comparison"]["exact_match"] == 1.0  # the champion's process holds a core for it
 
 
 def test_each_model_has_an_engine_process(server: Running) -> None:

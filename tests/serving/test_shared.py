@@ -61,6 +61,7 @@ def server(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
             {"model": models["llama"], "name": "huge", "engine_args": {"kv_cache_memory_bytes": 2**44}},
         ],
         "server": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
+        "shadow": {"noise_floor": 1.0, "divergence": 1.0},
         "record": {"url": str(folder / "record")},
     }
     with running(config, folder) as server:
@@ -412,6 +413,28 @@ def test_status_says_why_a_challenger_is_not_there(server: Running) -> None:
 def test_the_lora_challenger_is_not_the_champion(server: Running, client: openai.OpenAI) -> None:
     exchange = check_shadowed(server, chat(client, max_tokens=24).id)[0]
     assert exchange["challengers"]["lora"]["comparison"]["exact_match"] == 0.0
+
+
+def test_the_champion_meets_itself(server: Running, client: openai.OpenAI) -> None:
+    """Greedy, so its second answer is its first; the client asked for logprobs, so both readings can be compared."""
+    exchange = check_shadowed(server, chat(client, logprobs=True).id)[0]
+    ends = [exchange["challengers"][name] for name in READY]
+    own = ends[0]["floor"]["comparison"]
+    assert all(end["floor"] == ends[0]["floor"] for end in ends)
+    assert (own["exact_match"], own["token_agreement"]) == (1.0, 1.0)
+    said = exchange["champion"]["answers"][0]["logprobs"]
+    assert own["champion_logprob"] == pytest.approx(sum(said) / len(said), abs=0.02)
+    assert own["perplexity_ratio"] == pytest.approx(1.0, abs=0.02)
+    assert exchange["challengers"]["lora"]["comparison"]["perplexity_ratio"] > 1.1
+    lora, qwen2 = (exchange["challengers"][name]["comparison"] for name in ("lora", "qwen2"))
+    assert lora["kl_forward"] > 0.1
+    assert lora["kl_backward"] > 0.1
+    assert "kl_forward" not in qwen2  # its vocabulary has eight tokens more
+    status = server.status()
+    assert status["lane"]["divergence"]["counts"]["read"] > 0
+    floor = status["lane"]["noise_floor"]
+    assert (floor["ready"], floor["fraction"], floor["counts"].get("measured", 0) > 0) == (True, 1.0, True)
+    assert len(status["challengers"]) == 5
 
 
 def test_feedback_by_either_id(server: Running, client: openai.OpenAI) -> None:

@@ -8,7 +8,7 @@ the same numbers as this one, and the report shows both.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from understudy.compare.base import Pair
 from understudy.types import Score
@@ -20,6 +20,10 @@ NAMES = {
     "least_logprob": "log-probability of the champion token that surprised the challenger most",
     "mean_entropy": "mean entropy (nats) of the challenger where the champion's tokens stand",
     "perplexity_ratio": "perplexity of the champion's tokens, the challenger's over the champion's own",
+    "kl_forward": "mean KL(champion || challenger), nats a token, over the whole vocabulary",
+    "kl_backward": "mean KL(challenger || champion)",
+    "hellinger": "mean Hellinger distance of the two distributions, 0 to 1",
+    "entropy_difference": "mean entropy of the challenger minus the champion's, nats",
     "scored_tokens": "number of champion tokens that were scored",
 }
 MAX_EXPONENT = 700.0
@@ -45,7 +49,22 @@ def compare(pair: Pair) -> Mapping[str, float]:
     excess = excess_nll(pair)
     if excess is not None:
         values["perplexity_ratio"] = math.exp(min(excess, MAX_EXPONENT))
-    return values
+    return {**values, **divergence(scores)}
+
+
+def divergence(scores: Sequence[Score]) -> Mapping[str, float]:
+    """Means over the tokens where both whole distributions were compared; absent where none was."""
+    apart = [(score, score.divergence) for score in scores if score.divergence is not None]
+    count = sum(len(one.kl_forward) for _, one in apart)
+    if not count:
+        return {}
+    gained = sum(sum(score.entropies) - sum(one.champion_entropies) for score, one in apart)
+    return {
+        "kl_forward": sum(sum(one.kl_forward) for _, one in apart) / count,
+        "kl_backward": sum(sum(one.kl_backward) for _, one in apart) / count,
+        "hellinger": sum(sum(one.hellinger) for _, one in apart) / count,
+        "entropy_difference": gained / count,
+    }
 
 
 def first_surprise(score: Score) -> int:

@@ -44,6 +44,8 @@ class ShadowRequest:
         parameters: the engine's own sampling parameters, a copy that may be changed.
         rendered: ``token_ids`` or ``own_template``.
         arrived_s: monotonic seconds at which the lane handed it over.
+        keep: where set, ``score`` leaves what it saw under this key for other engines of the same process.
+        against: where set, ``score`` also says how far this model is from what was left under this key.
     """
 
     model: str
@@ -52,6 +54,8 @@ class ShadowRequest:
     parameters: Any = field(repr=False)
     rendered: str
     arrived_s: float
+    keep: str = ""
+    against: str = ""
 
     def unanswered(self) -> Observation:
         """The observation of a challenger that only scored."""

@@ -64,7 +64,7 @@ class Engines:
     meters: list[tuple[Sequence[int], list[CoreMeter]]] = field(default_factory=list)
     """For each engine process: its devices, and the engines that came up in it, the champion first."""
     floor: Engine | None = None
-    """The champion's model once more, on a core beside it, where ``shadow.noise_floor`` asks for it."""
+    """The champion's model once more, on a core beside it, where ``shadow.noise_floor`` or ``divergence`` asks."""
     tokenizer: Any = None
     """The champion's."""
 
@@ -308,7 +308,7 @@ async def start_all(config: Config, engines: Engines) -> None:
     quarantined = engines.quarantine.why(FLOOR)
     if quarantined is not None:
         absent[FLOOR] = AbsentEngine(FLOOR, str(quarantined), "quarantined")
-    elif config.shadow.noise_floor > 0:
+    elif max(config.shadow.noise_floor, config.shadow.divergence) > 0:
         try:
             models.append(floor_model(config.champion))
             args.append(engine_args(models[floor], champion=False, shared=True))

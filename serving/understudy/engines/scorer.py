@@ -9,80 +9,19 @@ but never a row that must be scored. A reading lives on vLLM's own state of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
 
 from understudy.engines.heads import NoHead, usable_head
-from understudy.engines.scoring import COLUMNS, KEY
+from understudy.engines.reading import SLICE_ROWS, Chunk, Eye, Measure, Reading, read
+from understudy.engines.scoring import KEY
 from understudy_kernels import Scores, score_logits
 
 LOGITS_ROWS = 64
 """Rows of logits at a time on the path ``logits``: 64 x 152k in float32 are 37 MiB."""
-
-SLICE_ROWS = 64
-"""Rows between two looks at the champion, on the CPU: lm_head is read once for each slice."""
-
-Measure = Callable[[torch.Tensor, torch.Tensor], Scores]
-
-
-@dataclass(slots=True)
-class Reading:
-    """One scoring request. ``rows`` [num_targets, len(COLUMNS)] are zero, an impossible rank, until they are read."""
-
-    first: int
-    targets: torch.Tensor
-    rows: torch.Tensor
-
-    @staticmethod
-    def of(extra_args: Mapping[str, Any] | None, device: torch.device) -> Reading | None:
-        """From a request's parameters; None where it is not for scoring."""
-        asked = (extra_args or {}).get(KEY)
-        if asked is None:
-            return None
-        targets = torch.tensor(asked["targets"], dtype=torch.int64, device=device)
-        return Reading(asked["first"], targets, torch.zeros(len(targets), len(COLUMNS), device=device))
-
-    @property
-    def end(self) -> int:
-        """One past the last row of the prompt that is scored."""
-        return self.first + len(self.targets)
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one step computes of a scoring request: ``hidden[offset : offset + count]`` are its rows from ``start``."""
-
-    reading: Reading
-    start: int
-    count: int
-    offset: int
-
-
-def read(chunks: Iterable[Chunk], hidden: torch.Tensor, measure: Measure) -> None:
-    """Score the rows of one step, all requests in one call.
-
-    Args:
-        hidden: [num_tokens_of_the_step, hidden_size].
-        measure: the scores of targets [n] from rows [n, hidden_size].
-    """
-    pieces: list[tuple[Reading, int, int]] = []
-    rows: list[torch.Tensor] = []
-    for chunk in chunks:
-        reading, shift = chunk.reading, chunk.offset - chunk.start
-        low, high = max(reading.first, chunk.start), min(reading.end, chunk.start + chunk.count)
-        if low < high:
-            pieces.append((reading, low - reading.first, high - reading.first))
-            rows.append(hidden[low + shift : high + shift])
-    if not pieces:
-        return
-    scores = measure(torch.cat(rows), torch.cat([reading.targets[low:high] for reading, low, high in pieces]))
-    columns = (scores.logprob, scores.rank, scores.entropy, scores.argmax)
-    measured = torch.stack([column.float() for column in columns], dim=1)
-    for (reading, low, high), part in zip(pieces, measured.split([h - lo for _, lo, h in pieces]), strict=True):
-        reading.rows[low:high] = part
 
 
 def install(core: Any) -> dict[str, str]:
@@ -96,24 +35,24 @@ def install(core: Any) -> dict[str, str]:
     except AttributeError:
         return {"path": "vllm", "why": "its model runs in other processes"}
     with torch.inference_mode():
-        path, measure = choose(runner)
+        path, eye = choose(runner)
     point = getattr(runner, "understudy_point", None)
     if point is not None:
-        measure = partial(measure_in_slices, measure, point)
+        eye = Eye(partial(measure_in_slices, eye.measure, point), eye.head, point)
     hook = hook_v2 if hasattr(runner, "prompt_logprobs_worker") else hook_v1
-    hook(runner, measure)
+    hook(runner, eye)
     limit_prefix_hits(core.scheduler.kv_cache_manager)
     return path
 
 
-def choose(runner: Any) -> tuple[dict[str, str], Measure]:
+def choose(runner: Any) -> tuple[dict[str, str], Eye]:
     """The fused path where the probe allows it, else the model's own logits."""
     model, config = runner.get_model(), runner.model_config
     try:
         head = usable_head(model, config.get_hidden_size(), config.dtype)
     except NoHead as fault:
-        return {"path": "logits", "why": str(fault)}, partial(measure_logits, model)
-    return {"path": "fused", "why": ""}, head.score
+        return {"path": "logits", "why": str(fault)}, Eye(partial(measure_logits, model))
+    return {"path": "fused", "why": ""}, Eye(head.score, head)
 
 
 def measure_logits(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Scores:
@@ -140,14 +79,14 @@ def joined(parts: Sequence[Scores]) -> Scores:
     return Scores(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scores)})
 
 
-def hook_v1(runner: Any, measure: Measure) -> None:
+def hook_v1(runner: Any, eye: Eye) -> None:
     """vLLM's first model runner, which the CPU uses: beside its prompt logprobs."""
     prompt_logprobs, sample_tokens = runner._get_prompt_logprobs_dict, runner.sample_tokens
     finished: dict[str, torch.Tensor] = {}
 
     def read_and_go_on(hidden: torch.Tensor, num_scheduled: Mapping[str, int]) -> Any:
         chunks = list(chunks_of(num_scheduled))
-        read((chunk for _, chunk in chunks), hidden, measure)
+        read((chunk for _, chunk in chunks), hidden, eye)
         finished.update(
             (request_id, chunk.reading.rows.cpu())
             for request_id, chunk in chunks
@@ -183,7 +122,7 @@ def hook_v1(runner: Any, measure: Measure) -> None:
     runner.sample_tokens = sample_and_attach
 
 
-def hook_v2(runner: Any, measure: Measure) -> None:
+def hook_v2(runner: Any, eye: Eye) -> None:
     """vLLM's second model runner, which a GPU uses: its worker for prompt logprobs has the request's whole life.
 
     Written after vLLM 0.32's source; it has not run on a GPU.
@@ -220,7 +159,7 @@ def hook_v2(runner: Any, measure: Measure) -> None:
             for index, request_id in enumerate(batch.req_ids)
             if request_id in readings
         ]
-        read((chunk for _, chunk in chunks), hidden, measure)
+        read((chunk for _, chunk in chunks), hidden, eye)
         return theirs | {
             request_id: chunk.reading.rows
             for request_id, chunk in chunks

@@ -25,11 +25,13 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from understudy.errors import EngineError, NotFinite
-from understudy.types import Score
+from understudy.types import Divergence, Score
 
 KEY = "understudy_score"
-"""In ``SamplingParams.extra_args``: {"first": row that predicts the first target, "targets": token ids}."""
+"""In ``SamplingParams.extra_args``: {"first": row that predicts the first target, "targets": token ids}, and for a
+divergence "keep" or "against" with the key under which the champion's hidden states lie (shelf.py)."""
 COLUMNS = ("logprob", "rank", "entropy", "top1")
+DIVERGENCE_COLUMNS = ("kl_forward", "kl_backward", "hellinger", "champion_entropy")
 """float32 holds token ids and ranks exactly up to 2**24, some sixty times the largest vocabularies."""
 NOT_NUMBERS = "log-probabilities that are no numbers"  # -inf is one: a token that the challenger rules out
 NOT_SCORED = Score((), ())
@@ -45,14 +47,23 @@ def tokens_to_read(prompt: Sequence[int], targets: Sequence[int]) -> list[int]:
     return [*prompt, *targets[:-1]]
 
 
-def parameters(prompt: Sequence[int], targets: Sequence[int]) -> SamplingParams:
-    """Of a pass on the paths ``fused`` and ``logits``. The prefix cache is read up to the answer's first row."""
+def parameters(prompt: Sequence[int], targets: Sequence[int], *, keep: str = "", against: str = "") -> SamplingParams:
+    """Of a pass on the paths ``fused`` and ``logits``. The prefix cache is read up to the answer's first row.
+
+    Args:
+        prompt: token ids before the targets.
+        targets: token ids to score.
+        keep: leave the hidden states of the targets' rows under this key, for another core of the process.
+        against: compare with those that were left under this key.
+    """
+    asked: dict[str, Any] = {"first": len(prompt) - 1, "targets": list(targets)}
+    asked |= {name: key for name, key in (("keep", keep), ("against", against)) if key}
     return SamplingParams(
         max_tokens=1,
         temperature=0.0,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={KEY: {"first": len(prompt) - 1, "targets": list(targets)}},
+        extra_args={KEY: asked},
     )
 
 
@@ -75,16 +86,20 @@ def unpack(output: RequestOutput, num_targets: int) -> Score:
         NotFinite: a log-probability is no number.
     """
     rows = output.prompt_token_id_logprobs
-    if rows is None or rows.shape != (num_targets, len(COLUMNS)) or np.any(rows[:, 1] < 1):
+    if rows is None or len(rows) != num_targets or np.any(rows[:, 1] < 1):
         raise EngineError(f"of {num_targets} tokens not every one was scored")
     if np.isnan(rows[:, 0]).any():
         raise NotFinite(NOT_NUMBERS)
-    logprobs, ranks, entropies, top1 = rows.T
+    logprobs, ranks, entropies, top1, *compared = rows.T
+    divergence = None
+    if compared and not np.isnan(compared).any():
+        divergence = Divergence(*(tuple(column.tolist()) for column in compared))
     return Score(
         tuple(logprobs.tolist()),
         tuple(ranks.astype(np.int64).tolist()),
         tuple(entropies.tolist()),
         tuple(top1.astype(np.int64).tolist()),
+        divergence,
     )
 
 

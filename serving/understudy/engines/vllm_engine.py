@@ -212,7 +212,16 @@ class VllmEngine:
         """A prefill-like pass for each champion answer, all at once; none where the adapter changes lm_head."""
         if not self._can_score:
             return ()
-        return await together(self._score_one(request.prompt_token_ids, ids) for ids in request.champion_token_ids)
+        same = request.rendered == "token_ids"  # else there is nothing to lay side by side
+        return await together(
+            self._score_one(
+                request.prompt_token_ids,
+                ids,
+                keep=f"{request.keep}-{index}" if request.keep and same else "",
+                against=f"{request.against}-{index}" if request.against and same else "",
+            )
+            for index, ids in enumerate(request.champion_token_ids)
+        )
 
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. Only the finished one leaves the engine process; the engine says when its tokens came."""
@@ -240,15 +249,16 @@ class VllmEngine:
         self._why_dead = self._why_dead or "closed"
         self.llm.shutdown()
 
-    async def _score_one(self, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Score:
+    async def _score_one(
+        self, prompt: tuple[int, ...], answer: tuple[int, ...], *, keep: str = "", against: str = ""
+    ) -> Score:
         """What it makes of ``answer`` after ``prompt``, as far as its context reaches."""
         targets = scoring.scorable(prompt, answer, self._max_model_len)
         if not targets:
             return scoring.NOT_SCORED
         if self.scoring["path"] != "vllm":
-            final = await self._run(
-                scoring.tokens_to_read(prompt, targets), scoring.parameters(prompt, targets), Kind.SCORE
-            )
+            parameters = scoring.parameters(prompt, targets, keep=keep, against=against)
+            final = await self._run(scoring.tokens_to_read(prompt, targets), parameters, Kind.SCORE)
             return scoring.unpack(final, len(targets))
         targets = targets[: self._max_model_len - 1 - len(prompt)]  # here the last one needs a row as well
         if not targets:

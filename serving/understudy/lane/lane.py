@@ -24,6 +24,7 @@ from understudy.lane.budget import TokenBudget
 from understudy.lane.floor import NoiseFloor
 from understudy.lane.guard import Guard
 from understudy.lane.ledger import Counted, Ledger, total
+from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
 from understudy.types import Ending, Exchange, Outcome, Phase, State, unseen
 
@@ -86,7 +87,7 @@ class Lane:
         guard: counts and logs what goes wrong; its own where none is given.
         compare: the comparators; the default ones where none are given.
         over_cap: (reason, detail) while the shadow has taken all that it may (meter/caps.py).
-        floor: the champion's model once more, for the noise floor; None where there is none.
+        floor: the champion's model once more, for the noise floor and divergences; None where there is none.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Lane:
         self.guard = guard or Guard()
         self._compare = compare or Comparators(guard=self.guard)
         self.floor = NoiseFloor(floor, spec.noise_floor, self._compare, clock, self.guard, score=spec.score)
+        self._own_view = OwnView(floor, spec.divergence, clock, self.guard)
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
@@ -148,6 +150,7 @@ class Lane:
             task.cancel()
         await asyncio.gather(*self._tasks, *running, return_exceptions=True)
         await self.floor.close()
+        await self._own_view.close()
 
     async def idle(self) -> None:
         """Return when nothing is waiting or running: for tests and benchmarks."""
@@ -238,6 +241,7 @@ class Lane:
         with self.guard("record"):
             self._witnesses.accepted(exchange, list(self.sides), self.offered())
         self.floor.expect(exchange, len(self.sides))
+        self._own_view.expect(exchange, len(self.sides))
         for side in self.sides.values():
             ending: Ending | None = Ending(State.FAILED, "internal")  # unless the next lines say otherwise
             with self.guard("intake"):
@@ -329,6 +333,7 @@ class Lane:
         if not side.breaker.admits():
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         self.floor.begin(exchange)
+        against = await self._own_view.of(exchange, deadline_s)
         before, began_s = side.engine.device_use(), self._clock()
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
@@ -338,6 +343,7 @@ class Lane:
                     score=self.spec.score,
                     generate=self.spec.generate,
                     compare=self._compare,
+                    against=against,
                 )
         except asyncio.CancelledError:
             if _told_to_stop():
@@ -390,6 +396,7 @@ class Lane:
 
     def _end(self, side: Side, exchange: Exchange, ending: Ending) -> None:
         ending = self.floor.release(exchange, ending)
+        self._own_view.release(exchange)
         side.ledger.end(ending)
         with self.guard("record"):
             self._witnesses.ended(exchange, side.engine.name, ending)
@@ -397,7 +404,11 @@ class Lane:
 
     def status(self) -> Mapping[str, Any]:
         """What only the lane knows: the errors that its guard swallowed, by operation."""
-        return {"swallowed": dict(self.guard.swallowed), "noise_floor": self.floor.status()}
+        return {
+            "swallowed": dict(self.guard.swallowed),
+            "noise_floor": self.floor.status(),
+            "divergence": self._own_view.status(),
+        }
 
 
 def num_tokens(exchange: Exchange, spec: ShadowSpec) -> int:

@@ -11,7 +11,7 @@ import math
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from struct import Struct
 from types import MappingProxyType
@@ -35,6 +35,7 @@ from understudy.types import (
     NO_TAGS,
     Answer,
     Comparison,
+    Divergence,
     DraftCounts,
     Ending,
     Exchange,
@@ -226,7 +227,9 @@ def _measured(seen: Mapping[str, Any]) -> Measured:
 
 def _score(read: Mapping[str, Any]) -> Score:
     ranks, entropies, top1 = tuple(read["ranks"]), _floats(read.get("entropies", [])), tuple(read.get("top1", ()))
-    return Score(_floats(read["logprobs"]), ranks, entropies, top1)
+    apart = read.get("divergence")
+    divergence = None if apart is None else Divergence(**{name: _floats(values) for name, values in apart.items()})
+    return Score(_floats(read["logprobs"]), ranks, entropies, top1, divergence)
 
 
 def _accepted(document: Mapping[str, Any]) -> Accepted:
@@ -318,6 +321,7 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
                 "ranks": score.ranks,
                 "entropies": _numbers(score.entropies),
                 "top1": score.top1,
+                "divergence": None if score.divergence is None else _divergence_to_json(score.divergence),
             }
             for score in seen.scores
         ],
@@ -331,6 +335,10 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
         },
         "draft": None if seen.draft is None else asdict(seen.draft),
     }
+
+
+def _divergence_to_json(divergence: Divergence) -> dict[str, Any]:
+    return {field.name: _numbers(getattr(divergence, field.name)) for field in fields(Divergence)}
 
 
 def _floor_to_json(floor: Floor) -> dict[str, Any]:
@@ -370,9 +378,15 @@ def _floats_or_none(values: str | Sequence[Any] | None) -> tuple[float, ...] | N
 
 def _expand(seen: dict[str, Any]) -> None:
     for one in (*(seen.get("answers") or ()), *(seen.get("scores") or ())):
-        for name, value in one.items():
-            if name != "text" and isinstance(value, str) and value.startswith(_F32):
-                one[name] = [number if math.isfinite(number) else str(number) for number in _floats(value)]
+        if isinstance(one.get("divergence"), dict):
+            _expand_numbers(one["divergence"])
+        _expand_numbers(one)
+
+
+def _expand_numbers(one: dict[str, Any]) -> None:
+    for name, value in one.items():
+        if name != "text" and isinstance(value, str) and value.startswith(_F32):
+            one[name] = [number if math.isfinite(number) else str(number) for number in _floats(value)]
 
 
 def _plain(value: object) -> str:

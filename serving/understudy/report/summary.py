@@ -53,6 +53,9 @@ class ChallengerSummary:
         draft: what became of the champion's answers as drafts of its own; None where it generated plainly.
         champion_logprob_mean: mean log-probability, nats a token, of the champion's tokens under the
             challenger.
+        kl_forward_mean: KL(champion || challenger), nats a token, where whole distributions were compared.
+        kl_backward_mean: KL(challenger || champion).
+        divergence_exchanges: behind these two.
         floor: both models beside the champion's first answer, where the champion answered twice.
         paired: the engines' own times over the same exchanges.
         stream_gap_p50_ms: between two outputs of the champion's streams, at the fork.
@@ -75,6 +78,9 @@ class ChallengerSummary:
     shadow_tokens: int | None = None
     draft: DraftCounts | None = None
     champion_logprob_mean: float | None = None
+    kl_forward_mean: float | None = None
+    kl_backward_mean: float | None = None
+    divergence_exchanges: int = 0
     floor: tuple[FloorFigure, ...] = ()
     paired: tuple[Paired, ...] = ()
     stream_gap_p50_ms: float | None = None

@@ -56,6 +56,8 @@ class Tally:
     exact: Sums = field(default_factory=Sums)
     agreement: Sums = field(default_factory=Sums)
     logprob: Sums = field(default_factory=Sums)
+    kl_forward: Sums = field(default_factory=Sums)
+    kl_backward: Sums = field(default_factory=Sums)
     tokens: int = 0
     draft: DraftCounts | None = None
     champion_ttft_ms: deque[float] = field(default_factory=_times)
@@ -79,6 +81,8 @@ class Tally:
         self.exact.add(values.get("exact_match"))
         self.agreement.add(values.get("token_agreement"))
         self.logprob.add(values.get("champion_logprob"))
+        self.kl_forward.add(values.get("kl_forward"))
+        self.kl_backward.add(values.get("kl_backward"))
         self.tokens += challenger.num_generated_tokens + int(values.get("scored_tokens", 0))
         if challenger.draft is not None:
             self.draft = challenger.draft if self.draft is None else self.draft + challenger.draft
@@ -123,6 +127,9 @@ class Tally:
             champion_end_to_end_p50_ms=_median(self.champion_ms),
             challenger_ttft_p50_ms=_median(self.challenger_ttft_ms),
             challenger_end_to_end_p50_ms=_median(self.challenger_ms),
+            kl_forward_mean=self.kl_forward.mean,
+            kl_backward_mean=self.kl_backward.mean,
+            divergence_exchanges=self.kl_forward.count,
             floor=self.floor.figures(),
             numbers=self.numbers.figures(),
             shadow_busy_s=busy_s,

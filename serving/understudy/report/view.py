@@ -107,10 +107,13 @@ def _challenger(
         verdict=word if word in VERDICTS else NOT_ENOUGH_DATA,
         reason=str(verdict.get("reason") or "There is no verdict yet."),
         gates=gates,
-        figures=_figures(summary, gates)
-        + number_figures(summary.numbers)
-        + floor_figures(summary.floor)
-        + cost_figures(meter, name),
+        figures=(
+            *_figures(summary, gates),
+            *number_figures(summary.numbers),
+            *divergence_figures(summary),
+            *floor_figures(summary.floor),
+            *cost_figures(meter, name),
+        ),
         counts=_counts(status.get("counts") or {}),
         disagreements=summary.disagreements,
     )
@@ -187,6 +190,15 @@ FLOOR_ROWS = {
     "text_similarity": "text similarity again",
 }
 """What is shown of the noise floor as fractions; the summary has every number."""
+
+
+def divergence_figures(summary: ChallengerSummary) -> tuple[Figure, ...]:
+    """How far the whole distributions are apart, both ways."""
+    forward, backward = summary.kl_forward_mean, summary.kl_backward_mean
+    if forward is None or backward is None:
+        return ()
+    note = f"{backward:.4g} the other way, {number(summary.divergence_exchanges)} exchanges"
+    return (Figure("KL from the champion", "", f"{forward:.4g} nats", note),)
 
 
 def floor_figures(figures: Sequence[FloorFigure]) -> tuple[Figure, ...]:

@@ -1,0 +1,55 @@
+"""Where one core of an engine process leaves hidden states for another: the champion's rows, until a challenger comes.
+
+Bounded in bytes: what is oldest goes first, and a challenger that finds nothing has no divergence for that exchange.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from understudy.engines.heads import Head
+
+MAX_BYTES = 256 * 2**20
+"""1.0e6 rows of a hidden size of 128 in bfloat16, 32,000 of 4,096."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Hidden states [num_targets, hidden_size] of one answer, and the head that they belong to."""
+
+    hidden: torch.Tensor
+    head: Head
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the hidden states; the head is the model's own."""
+        return int(self.hidden.nbytes)
+
+
+@dataclass
+class Shelf:
+    """One for a process; only the driver's thread touches it."""
+
+    max_bytes: int = MAX_BYTES
+    _kept: dict[str, Kept] = field(default_factory=dict)
+
+    def put(self, key: str, kept: Kept) -> None:
+        """Keep it; one that is larger than the shelf is not kept."""
+        self._kept.pop(key, None)
+        self._kept[key] = kept
+        while self.num_bytes > self.max_bytes:
+            del self._kept[next(iter(self._kept))]
+
+    def get(self, key: str) -> Kept | None:
+        """What was left under this key. It stays, because several challengers may come."""
+        return self._kept.get(key)
+
+    @property
+    def num_bytes(self) -> int:
+        """What lies here now."""
+        return sum(kept.num_bytes for kept in self._kept.values())
+
+
+SHELF = Shelf()

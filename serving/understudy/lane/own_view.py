@@ -1,0 +1,104 @@
+"""For a divergence: on a slice the champion reads its own answer first, and leaves what it saw for its challengers.
+
+Both cores are in one process (placement ``shared``), so whole distributions are compared where they are and only a
+few numbers for each token leave. The champion's part runs on the core of the noise floor, never on the one that
+answers users. Without it an exchange is scored as ever: nothing here ends or fails an exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from understudy.engines.base import Engine
+from understudy.errors import Unsupported
+from understudy.lane.guard import Guard
+from understudy.lane.sampling import is_sampled
+from understudy.types import Exchange
+
+SALT = "divergence"
+PATIENCE = 0.5
+"""Of the time that an exchange has left when a challenger's turn comes."""
+
+
+@dataclass(slots=True)
+class View:
+    """One exchange's: begun by the first challenger whose turn comes, forgotten when all have ended."""
+
+    waiting: int
+    task: asyncio.Task[bool] | None = None
+
+
+class OwnView:
+    """Belongs to the lane's event loop; see NoiseFloor for the arguments."""
+
+    def __init__(self, engine: Engine | None, fraction: float, clock: Callable[[], float], guard: Guard) -> None:
+        self._engine = engine
+        self._fraction = fraction
+        self._clock = clock
+        self._guard = guard
+        self._views: dict[str, View] = {}
+        self._counts: Counter[str] = Counter()
+
+    def expect(self, exchange: Exchange, challengers: int) -> None:
+        """So many challengers will meet this exchange, and each will be released."""
+        if self._engine is not None and is_sampled(exchange.exchange_id, self._fraction, SALT):
+            self._views[exchange.exchange_id] = View(challengers)
+
+    async def of(self, exchange: Exchange, deadline_s: float) -> str:
+        """The key under which the champion's view lies; empty where there is none, or none in time."""
+        view = self._views.get(exchange.exchange_id)
+        if view is None:
+            return ""
+        if view.task is None:
+            view.task = asyncio.create_task(self._read(exchange), name="own-view")
+        done, _ = await asyncio.wait({view.task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
+        if not done or view.task.cancelled():
+            self._counts["late"] += 1
+            return ""
+        return exchange.exchange_id if view.task.result() else ""
+
+    def release(self, exchange: Exchange) -> None:
+        """It has ended for one challenger."""
+        view = self._views.get(exchange.exchange_id)
+        if view is not None:
+            view.waiting -= 1
+            if view.waiting <= 0:
+                del self._views[exchange.exchange_id]
+                if view.task is not None:
+                    view.task.cancel()
+
+    async def close(self) -> None:
+        """Cancel what runs."""
+        tasks = [view.task for view in self._views.values() if view.task is not None]
+        self._views.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def status(self) -> Mapping[str, Any]:
+        """How many exchanges were read, and why others were not."""
+        return {"fraction": self._fraction, "counts": dict(self._counts)}
+
+    async def _read(self, exchange: Exchange) -> bool:
+        """Whether the champion has read its answer and left what it saw."""
+        assert self._engine is not None
+        if not self._engine.health().ready:
+            self._counts["not_ready"] += 1
+            return False
+        try:
+            request = await self._engine.prepare(exchange)
+            await self._engine.score(replace(request, keep=exchange.exchange_id))
+        except Unsupported as fault:
+            self._counts[fault.reason] += 1
+            return False
+        except Exception as fault:
+            with self._guard("divergence"):
+                raise
+            self._counts[type(fault).__name__] += 1
+            return False
+        self._counts["read"] += 1
+        return True
