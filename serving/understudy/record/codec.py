@@ -321,8 +321,8 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
                 "ranks": score.ranks,
                 "entropies": _numbers(score.entropies),
                 "top1": score.top1,
-                "divergence": None if score.divergence is None else _divergence_to_json(score.divergence),
             }
+            | ({} if score.divergence is None else {"divergence": _divergence_to_json(score.divergence)})
             for score in seen.scores
         ],
         "measured": {
