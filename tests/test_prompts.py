@@ -191,7 +191,7 @@ def test_offline_nothing_is_shed_sampled_or_guarded(tmp_path: Path) -> None:
     raw = {
         "champion": {"model": "a"},
         "challengers": [{"model": "b"}],
-        "shadow": {"sample": 0.1, "score": False, "limits": {"max_pending": 2, "max_tokens_per_s": 5}},
+        "shadow": {"sample": 0.1, "score": False, "limits": {"max_pending": 2, "max_tokens_per_s": 5, "hang_s": 7}},
         "record": {"url": "/elsewhere"},
         "auth": {"api_key": "k"},
     }
@@ -199,7 +199,7 @@ def test_offline_nothing_is_shed_sampled_or_guarded(tmp_path: Path) -> None:
         config = parse(offline_config(raw, out=tmp_path, concurrency=3, has_champion=has_champion))
         limits = config.shadow.limits
         assert (config.shadow.sample, config.shadow.score, limits.max_concurrency) == (1.0, False, 3)
-        assert limits.max_tokens_per_s is None
+        assert (limits.max_tokens_per_s, limits.hang_s) == (None, 7)
         assert min(limits.max_pending, limits.yield_above, limits.breaker_faults) >= 2**31
         assert config.auth.api_key is None
         assert config.record.folder == tmp_path / "record"

@@ -52,7 +52,8 @@ class Outcome:
 def offline_config(raw: Mapping[str, Any], *, out: Path, concurrency: int, has_champion: bool) -> dict[str, Any]:
     """``raw`` with everything that sheds, samples or guards a port replaced: nobody is waiting here."""
     shadow = dict(raw.get("shadow") or {})
-    limits = {
+    given = shadow.get("limits") or {}
+    limits = {name: given[name] for name in ("hang_s", "start_timeout_s") if name in given} | {
         "max_pending": UNLIMITED,
         "max_concurrency": concurrency,
         "deadline_s": DEADLINE_S,

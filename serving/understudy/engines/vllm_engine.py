@@ -452,6 +452,6 @@ def restore_parameters(described: Mapping[str, Any]) -> SamplingParams:
             values["structured_outputs"] = StructuredOutputsParams(**values["structured_outputs"])
         if "repetition_detection" in values:
             values["repetition_detection"] = RepetitionDetectionParams(**values["repetition_detection"])
-        return SamplingParams(**values)
-    except (TypeError, ValueError) as fault:
+        return SamplingParams(**{"max_tokens": None, **values})  # what was None was not described
+    except (TypeError, ValueError, VLLMClientError) as fault:
         raise Unsupported("parameters_not_recorded", str(fault)) from fault
