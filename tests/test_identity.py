@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def config(folder: Path, **more: Any) -> Config:
     raw = {
-        "champion": {"model": str(folder / "model"), "name": "champ"},
+        "champion": {"model": str(folder / "model"), "name": "champ", "engine_args": {"hf_token": "secret"}},
         "challengers": [{"model": str(folder / "other"), "name": "b", "lora": str(folder / "lora")}],
         "gates": [{"metric": "missing", "margin": 0.05}],
         "auth": {"shadow_key": "secret"},

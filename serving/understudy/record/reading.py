@@ -122,11 +122,18 @@ class RecordReader:
                     self.damage.report(error)
 
     def _scan_for(self, id: str) -> list[Places]:
+        """Which exchanges have the id, and then what there is about them. An id that nobody has costs one pass."""
+        names, ids = ("exchange_id", "request_id", "client_request_id"), {id}
+        exchange_ids: set[str] = set()
+        for _, head in self.source.heads_where(names, {id}, self.damage.report):
+            if head.kind == "accepted":
+                exchange_ids.add(head.exchange_id)
+                ids |= {one for name in names if (one := getattr(head, name))}
         found = Index(MAX_FOUND)
-        for place, head in self.source.heads(self.damage.report):
-            is_it = id in (head.exchange_id, head.request_id, head.client_request_id)
-            if is_it or head.exchange_id in found or head.kind == "feedback":
-                found.add(head, place)
+        if exchange_ids:
+            for place, head in self.source.heads_where(("exchange_id", "id"), exchange_ids | ids, self.damage.report):
+                if head.kind == "feedback" or head.exchange_id in exchange_ids:
+                    found.add(head, place)
         return found.find(id, MAX_FOUND)
 
     def _view_or_damage(self, places: Places, given: Given) -> Iterator[dict[str, Any]]:

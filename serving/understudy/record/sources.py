@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -91,6 +91,25 @@ class Source:
                     pass
             if not unsealed_only:
                 yield from self._heads_of_sealed(number, damaged)
+
+    def heads_where(
+        self, columns: Sequence[str], values: Collection[str], damaged: Damaged
+    ) -> Iterator[tuple[Place, Head]]:
+        """Only those heads of which one of these columns has one of these values, oldest first."""
+        numbers = segments(self.log)
+        sealed = set(self.sealed())
+        for number in sorted(sealed.union(numbers)):
+            if number not in sealed:
+                try:
+                    for place, head in self._heads_of_log(number, damaged, is_last=number == numbers[-1]):
+                        if any(getattr(head, name) in values for name in columns):
+                            yield place, head
+                    continue
+                except FileNotFoundError:  # sealed and retired in the meantime
+                    pass
+            for offset in self.open_sealed(number).offsets_where(columns, values):
+                place = Place(number, offset)
+                yield place, decode_head(self.document(place))
 
     def document(self, place: Place) -> bytes:
         """The record at one place, as JSON.
