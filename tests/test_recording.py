@@ -26,7 +26,7 @@ from understudy.record.recording import Recording
 from understudy.record.signing import Signer, make_key
 from understudy.record.sources import Source
 from understudy.record.sql import query
-from understudy.types import Answer, RequestFacts
+from understudy.types import Answer, Ending, RequestFacts, State
 
 from .builders import Offer
 
@@ -112,6 +112,42 @@ async def test_a_store_that_cannot_be_written_stops_nothing(tmp_path: Path) -> N
     archive.accepted(exchange("x1"), ["b"], {"b": 1})
     assert archive.status()["recording"] is False
     await archive.close()
+
+
+@in_loop
+async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    recording = Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0")
+    (tmp_path / "r" / "replica-0").write_text("in the way")
+    archive = await Archive.open(recording.log, describe, (), Guard(), recording)
+    restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+    assert archive.take_up() == {}
+    archive.keep_opening(restored.set_result)
+    archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert (archive.status()["recording"], archive.status()["lost"]) == (False, 1)
+    (tmp_path / "r" / "replica-0").unlink()
+    assert await restored == {}
+    archive.accepted(exchange("x2"), ["b"], {"b": 2})
+    assert await archive.find("x2")
+    assert archive.status()["recording"] is True
+    await archive.close()
+    (gap,) = query(tmp_path / "r", "SELECT action, num_lost FROM controls WHERE num_lost > 0")[1]
+    assert gap == ("recording_resumed", 1)
+
+
+@in_loop
+async def test_what_another_rollout_has_shown_is_no_evidence_for_this_one(tmp_path: Path) -> None:
+    whole = Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0")
+    for rollout, others in (("one", 0), ("two", 1), ("one", 1)):
+        archive = await opened(whole.of_rollout(rollout))
+        await archive.replayed.wait()
+        assert archive.num_other_rollouts == others
+        archive.accepted(exchange(f"x-{rollout}"), ["b"], {"b": 1})
+        archive.ended(exchange(f"x-{rollout}"), "b", Ending(State.SHED, "pressure"))
+        await archive.close()
 
 
 def test_a_configuration_that_cannot_be_kept_to_is_refused_before_anything_starts(tmp_path: Path) -> None:

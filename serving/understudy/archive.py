@@ -32,6 +32,7 @@ VERDICT_MAX_AGE_S = 1.0
 PUBLISHED_MAX_AGE_S = 60.0
 REPLAY_BATCH = 20
 OPEN_AGAIN_S = (0.0, 1.0, 4.0)
+OPEN_LATER_S = 10.0
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -66,7 +67,12 @@ class Archive:
         self._verdicts_at_s = float("-inf")
         self._replaying: asyncio.Task[None] | None = None
         self._recording = recording
+        self._rollout = "" if recording is None else recording.rollout
+        self.num_other_rollouts = 0
         self._caring: asyncio.Task[None] | None = None
+        self._num_unrecorded = 0
+        self._open_keeper: Callable[[], RecordKeeper] | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     @staticmethod
     async def open(
@@ -97,7 +103,27 @@ class Archive:
             except (RecordError, OSError) as fault:
                 log.warning("the record cannot be opened: %s", fault)
                 why_not = f"nothing is recorded: {fault}"
-        return Archive(None, why_not, gates, guard)
+        archive = Archive(None, why_not, gates, guard, recording)
+        archive._open_keeper = open_keeper
+        return archive
+
+    def keep_opening(self, restore: Callable[[Mapping[str, Counts]], None]) -> None:
+        """Where the record could not be opened, go on trying; ``restore`` gets the counts it then has."""
+        if self._keeper is None and self._open_keeper is not None:
+            self._opening = asyncio.create_task(self._open_later(self._open_keeper, restore), name="archive-open")
+
+    async def _open_later(
+        self, open_keeper: Callable[[], RecordKeeper], restore: Callable[[Mapping[str, Counts]], None]
+    ) -> None:
+        while self._keeper is None:
+            await asyncio.sleep(OPEN_LATER_S)
+            try:
+                self._keeper = await asyncio.to_thread(open_keeper)
+            except (RecordError, OSError) as fault:
+                self._why_not = f"nothing is recorded: {fault}"
+        log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
+        restore(self.take_up())
+        self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded))
 
     def take_up(self) -> Mapping[str, Counts]:
         """The counts of earlier runs by challenger, with what they left unfinished ended as expired."""
@@ -197,7 +223,7 @@ class Archive:
     def status(self) -> dict[str, Any]:
         """Whether things are being recorded, and what was found wrong in the record."""
         if self._keeper is None:
-            return {"recording": False, "detail": self._why_not}
+            return {"recording": False, "detail": self._why_not, "lost": self._num_unrecorded}
         recording, detail = self._keeper.health()
         recovery = self._keeper.recovery
         return {
@@ -205,6 +231,7 @@ class Archive:
             "detail": detail,
             "replayed": self.replayed.is_set(),
             "lost": self._keeper.num_lost + recovery.num_lost,
+            "other_rollouts": self.num_other_rollouts,
             "feedback_waiting": len(self.waiting.ids()),
             "feedback_forgotten": self.waiting.num_forgotten,
             "unredacted": self._keeper.num_unredacted,
@@ -214,7 +241,7 @@ class Archive:
 
     async def close(self) -> None:
         """Write what is left and give the folder back. Idempotent."""
-        tasks = [task for task in (self._replaying, self._caring) if task is not None]
+        tasks = [task for task in (self._replaying, self._caring, self._opening) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -227,6 +254,8 @@ class Archive:
     def _append(self, event: Accepted | Ended | Feedback | Control) -> None:
         if self._keeper is not None:
             self._keeper.append(event)
+        else:
+            self._num_unrecorded += 1
 
     async def _flushed(self) -> None:
         assert self._keeper is not None
@@ -268,11 +297,14 @@ class Archive:
         for given in await asyncio.to_thread(self._all_feedback):
             self.waiting.add(given)
         views = self._keeper.iterate()
-        while batch := await asyncio.to_thread(self._next_batch, views):
-            for exchange, endings, labels in batch:
+        while (batch := await asyncio.to_thread(self._next_batch, views)) is not None:
+            for rollout, exchange, endings, labels in batch:
                 if exchange.arrived_unix_s >= self._started_unix_s:
                     continue  # heard live
                 self.waiting.take(ids_of(exchange))
+                if rollout != self._rollout:  # of other models, or for other gates: no evidence for these
+                    self.num_other_rollouts += 1
+                    continue
                 for name, ending in endings.items():
                     self._hear(exchange, name, ending)
                 for label in labels:
@@ -285,13 +317,18 @@ class Archive:
             return [one for one in map(from_json, self._keeper.reader.feedback()) if isinstance(one, Feedback)]
         return []
 
-    def _next_batch(self, views: Iterator[dict[str, Any]]) -> list[tuple[Exchange, dict[str, Ending], list[str]]]:
-        batch = []
+    def _next_batch(
+        self, views: Iterator[dict[str, Any]]
+    ) -> list[tuple[str, Exchange, dict[str, Ending], list[str]]] | None:
+        """Some exchanges with their rollouts; None at the end."""
+        read: list[dict[str, Any]] = []
         with self._guard("replay"):  # a record that cannot be read any further leaves the verdict with less
-            for view in islice(views, REPLAY_BATCH):
-                with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others
-                    batch.append(from_view(view))
-        return batch
+            read = list(islice(views, REPLAY_BATCH))
+        batch = []
+        for view in read:
+            with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others
+                batch.append((view.get("rollout", ""), *from_view(view)))
+        return batch if read else None
 
 
 def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], list[str]]:

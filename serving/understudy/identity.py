@@ -51,7 +51,7 @@ def identify(config: Config) -> Identity:
     A model that is no folder and not in the local cache has nulls instead of digests.
     """
     gates = plain(config.gates)
-    asked = {name: getattr(config.shadow, name) for name in ("sample", "score", "generate")}
+    asked = {name: getattr(config.shadow, name) for name in ("score", "generate")}
     compared = {
         "champion": model_identity(config.champion),
         "challengers": [model_identity(model) for model in config.challengers],

@@ -92,6 +92,7 @@ class Server:
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)
             self._lane.restore(archive.take_up())
+            archive.keep_opening(self._lane.restore)
             if serve:
                 self.app = await self._build_app()
             await self._station.start(self._facts)
