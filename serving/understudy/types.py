@@ -215,7 +215,12 @@ class Observation:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Tokens after the first ones, over the engine's time between first and last token."""
+        """Tokens after the first ones, over the engine's time between first and last token.
+
+        None where the generation was speculative: with the champion's answer as its draft it says nothing of the model.
+        """
+        if self.draft is not None:
+            return None
         num_tokens = self.num_generated_tokens - len(self.answers)
         return num_tokens / self.measured.decode_s if self.measured.decode_s and num_tokens > 0 else None
 

@@ -19,7 +19,7 @@ from understudy.engines.fake import FakeEngine
 from understudy.lane.guard import Guard
 from understudy.meter.caps import Caps
 from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink, metrics_app
-from understudy.meter.meter import ONE_PROCESS, Group, Meter
+from understudy.meter.meter import DRAFTED, ONE_PROCESS, Group, Meter
 from understudy.meter.metrics import BY_NAME, METRICS, Labels, Metric, Metrics
 from understudy.meter.publish import ExchangeMetrics, publish_meter
 from understudy.meter.reading import DeviceReading
@@ -36,6 +36,7 @@ class CountedEngine:
     pid: int = 1
     used_s: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
+    drafted: bool = False
     bytes: Mapping[str, Any] | None = field(default_factory=lambda: {"weights_bytes": 5})
 
     def busy_s(self) -> float:
@@ -135,6 +136,18 @@ def test_a_replay_has_no_champion_and_so_nothing_to_be_promoted_over() -> None:
     status = meter.status()
     assert list(status["models"]) == ["rival"]
     assert status["models"]["rival"]["promoted"] is None
+
+
+def test_nothing_is_projected_from_answers_that_the_champion_drafted() -> None:
+    bench = Bench()
+    answered(bench.champion.traffic, 10)
+    answered(bench.challenger.traffic, 5)
+    bench.window(champion_s=1.0, challenger_s=0.5)
+    assert bench.meter.status()["models"]["rival"]["promoted"] is not None
+    bench.challenger.drafted = True
+    status = bench.meter.status()
+    assert status["models"]["rival"]["promoted"] is None
+    assert f"rival: {DRAFTED}" in status["cannot_say"]
 
 
 @in_loop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from understudy.report.fetch import _summary
 from understudy.report.paired import MAX_PAIRS, PairedFigures
 from understudy.report.tally import Tally
 from understudy.report.view import report_view
-from understudy.types import Comparison, Ending, Exchange, Measured, Observation, State
+from understudy.types import Comparison, DraftCounts, Ending, Exchange, Measured, Observation, State
 
 
 def measured(prefill_s: float = 0.1, **fields: Any) -> Measured:
@@ -39,6 +39,13 @@ def test_medians_and_p95_are_of_the_pairs_that_both_measured() -> None:
     assert by_name["decode speed"].champion_p50 == pytest.approx(10.0)
     assert (by_name["batch size"].champion_p50, by_name["batch size"].challenger_p50) == (4.0, 1.0)
     assert "prompt in cache" not in by_name
+
+
+def test_a_drafted_answer_says_nothing_of_speed() -> None:
+    figures = PairedFigures()
+    one, mine = pair(1, measured(), measured())
+    figures.add(one, replace(mine, draft=DraftCounts(9, 9, 0, 0)))
+    assert {figure.name for figure in figures.figures()} == {"queue", "prefill", "TTFT"}
 
 
 def test_memory_is_bounded_and_the_newest_count() -> None:

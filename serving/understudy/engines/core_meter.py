@@ -27,6 +27,7 @@ class CoreMeter:
         registry: where vLLM keeps its metrics.
         process: its engine process, which may hold other models too.
         llm: vLLM's AsyncLLM.
+        drafted: whether it generates with the champion's answers as drafts.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CoreMeter:
     registry: Collector
     process: EngineProcess = field(repr=False)
     llm: Any = field(repr=False)
+    drafted: bool = False
 
     @property
     def pid(self) -> int:

@@ -356,7 +356,10 @@ def _meters(
         if engine is None:
             found.append(CoreMeter(name, "champion", engines.traffic, REGISTRY, process, engines.champion))
         elif isinstance(engine, VllmEngine):
-            found.append(CoreMeter(name, "challenger", engine.traffic, engine.metrics, process, engine.llm))
+            meter = CoreMeter(
+                name, "challenger", engine.traffic, engine.metrics, process, engine.llm, engine.speculative
+            )
+            found.append(meter)
     return found
 
 

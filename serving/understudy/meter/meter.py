@@ -35,6 +35,8 @@ ONE_PROCESS = (
     "resident memory and the allocator's figures are the engine process's: models that share it cannot be told apart"
 )
 
+DRAFTED = "it answers with the champion's answer as its draft; promoted it would have none, and take more"
+
 
 class Metered(Protocol):
     """An engine as the meter sees it (engines/core_meter.py)."""
@@ -54,6 +56,10 @@ class Metered(Protocol):
     @property
     def pid(self) -> int:
         """Of its engine process."""
+
+    @property
+    def drafted(self) -> bool:
+        """Whether it has the champion's answers as drafts: its speed and cost are then not its own."""
 
     def busy_s(self) -> float:
         """Seconds in which it was stepped."""
@@ -241,6 +247,8 @@ class Meter:
         return readings[0].at_s, sum(joules)
 
     def _promoted(self, challenger: Metered, champion: Metered) -> Projection | None:
+        if challenger.drafted:
+            return None  # see _cannot_say
         seconds = next(group.attribution.seconds for group in self._groups if challenger in group.engines)
         batches = challenger.traffic.batch_since((0, 0)), champion.traffic.batch_since((0, 0))
         return projected(self.cost(challenger), self.cost(champion), seconds, batches)
@@ -274,6 +282,8 @@ class Meter:
         """What the figures leave out, in words, each once."""
         unknown = [engine.name for engine in self.engines if not self.memory.get(engine.name)]
         said = [f"{name}: its engine did not say what memory it holds" for name in unknown]
+        drafted = [engine.name for engine in self.engines if engine.drafted]
+        said += [f"{name}: {DRAFTED}" for name in drafted]
         if self._sampler.fault is not None:
             said.append(f"the devices cannot be read: {self._sampler.fault}")
         for reading in self._sampler.latest.values():

@@ -2,7 +2,8 @@
 
 A pair counts where both engines measured the same exchange, so that neither side has the harder requests. Waiting in
 the lane, in HTTP and in event loops is in none of it. Batch sizes and cache hits say how alike the circumstances were:
-the challenger answers later, alone or in small batches, and its cache has not seen the champion's other requests.
+the challenger answers later, alone or in small batches, and its cache has not seen the champion's other requests. What
+it generated with the champion's answer as the draft is left out of its speed: promoted, it would have no such draft.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FIGURES: Mapping[tuple[str, str], Callable[[Observation], float | None]] = {
     ("prefill", "s"): lambda seen: seen.measured.prefill_s,
     ("TTFT", "s"): lambda seen: seen.measured.ttft_s,
     ("decode speed", "tokens/s"): lambda seen: seen.decode_tokens_per_s,
-    ("end to end", "s"): lambda seen: seen.measured.end_to_end_s,
+    ("end to end", "s"): lambda seen: seen.measured.end_to_end_s if seen.draft is None else None,
     ("batch size", "requests"): lambda seen: seen.measured.batch_size,
     ("prompt in cache", "fraction"): _cached,
 }
