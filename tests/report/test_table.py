@@ -100,3 +100,17 @@ def test_names_cannot_control_the_terminal(new_status: NEW_STATUS) -> None:
     text = printed(status, [])
     assert "[red]x[/red]" in text
     assert "\x1b" not in text
+
+
+def test_several_challengers_have_one_line_each_before_their_blocks(new_status: NEW_STATUS, summary: SUMMARY) -> None:
+    lines = printed(new_status("equal", "worse", "young"), [summary("equal"), summary("worse")]).splitlines()
+    at = next(index for index, line in enumerate(lines) if "verdict" in line)
+    assert at < next(index for index, line in enumerate(lines) if "challenger equal" in line)
+    assert "same answer" in lines[at]
+    assert "same label" not in lines[at]  # nobody has it
+    rows = [line.split() for line in lines[at + 2 : at + 5]]
+    assert [row[0] for row in rows] == ["equal", "worse", "young"]
+    assert rows[1][1] == "NO-GO"
+    assert "61.3%" in rows[0]
+    assert "61.3%" not in rows[2]
+    assert "verdict" not in " ".join(printed(new_status("equal"), [summary("equal")]).splitlines()[:4])

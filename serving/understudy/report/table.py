@@ -11,9 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from understudy.report.figure import DASH
 from understudy.report.summary import ChallengerSummary
 from understudy.report.view import ChallengerView, GateView, ReportView, report_view
 
+OVERVIEW = ("accuracy", "same label", "same answer", "text similarity", "champion's tokens", "end to end p50")
+"""Figures and gates of the overview, where any challenger has them."""
 COLOURS = {
     "GO": "bold white on green",
     "NO-GO": "bold white on red",
@@ -27,6 +30,8 @@ def report_table(status: Mapping[str, Any], summaries: Sequence[ChallengerSummar
     parts: list[RenderableType] = [_head(view)]
     if not view.challengers:
         parts.append(Text("No challenger is configured, so there is nothing to judge."))
+    if len(view.challengers) > 1:
+        parts += ["", _overview(view.challengers)]
     for challenger in view.challengers:
         parts += ["", *_block(challenger)]
     return Group(*parts)
@@ -50,6 +55,19 @@ def _head(view: ReportView) -> Text:
         ("   phase ", "dim"),
         _plain(view.phase),
     )
+
+
+def _overview(challengers: Sequence[ChallengerView]) -> Table:
+    """One line for each of several challengers, so that five variants can be told apart at a glance."""
+    figures = [{figure.name: figure.challenger for figure in challenger.figures} for challenger in challengers]
+    for challenger, mine in zip(challengers, figures, strict=True):
+        mine |= {gate.measure: gate.challenger for gate in challenger.gates}
+    shown = [name for name in OVERVIEW if any(mine.get(name, DASH) != DASH for mine in figures)]
+    table = _table("challenger", "verdict", *shown)
+    for challenger, mine in zip(challengers, figures, strict=True):
+        verdict = Text(challenger.verdict, COLOURS[challenger.verdict])
+        table.add_row(Text(_plain(challenger.name)), verdict, *(Text(mine.get(name, DASH)) for name in shown))
+    return table
 
 
 def _block(challenger: ChallengerView) -> list[RenderableType]:
