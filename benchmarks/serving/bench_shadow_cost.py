@@ -11,9 +11,9 @@ each challenger and each cell (prompt tokens, output tokens, concurrency), the a
     plain again    A/A: its ratio to ``plain`` is the noise of the machine
     score          one pass over prompt and champion's answer
 
-Closed loop in this process, greedy, no end token, no prefix cache, all arms in one engine for each challenger: requests
-without a draft take vLLM's ordinary path. KV-token-seconds are tokens in the KV cache times how long they were there:
-what a full cache costs others.
+Closed loop in this process, greedy, no end token, no prefix cache. The plain arms have an engine of their own that does
+not speculate; the other two share one, as they do in the server. KV-token-seconds are tokens in the KV cache times how
+long they were there: what a full cache costs others.
 """
 
 from __future__ import annotations
@@ -84,10 +84,19 @@ class Run:
         return [list(self.outputs[name].outputs[0].token_ids) for name in sorted(self.outputs)]
 
 
+@dataclass(frozen=True, slots=True)
 class Challenger:
+    """One model with two engines."""
+
+    name: str
+    plain: Engine
+    speculative: Engine
+
+
+class Engine:
     """One engine of this process."""
 
-    def __init__(self, name: str, model: Path, adapter: Path | None) -> None:
+    def __init__(self, name: str, model: Path, adapter: Path | None, *, speculative: bool) -> None:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
@@ -95,8 +104,8 @@ class Challenger:
         arguments |= {"enforce_eager": not placements.has_cxx_compiler()}
         if adapter is not None:
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": placements.lora_rank(str(adapter))}
-        arguments |= speculate.speculative_args(arguments)
-        self.name = name
+        if speculative:
+            arguments |= speculate.speculative_args(arguments)
         self._lora = None if adapter is None else LoRARequest(name, 1, str(adapter))
         self._engine = LLM(**arguments).llm_engine
         core = self._engine.engine_core.engine_core
@@ -154,7 +163,7 @@ def main() -> None:
         for cell in cells:
             prompts = make_prompts(models.champion, cell)
             plain = parameters_of(cell, [None] * len(prompts))
-            answers = challengers[0].run(prompts, plain, cell.concurrency).token_ids()
+            answers = challengers[0].plain.run(prompts, plain, cell.concurrency).token_ids()
             for challenger in challengers:
                 progress.update(task, description=f"{challenger.name} {cell}")
                 rows.append(measure(challenger, cell, prompts, answers, given.repeats, lambda: progress.advance(task)))
@@ -173,7 +182,12 @@ def start(models: DemoModels, names: Sequence[str]) -> list[Challenger]:
     prepare_cpu()
     skip_absent_head_adapter()
     folders = {"same": models.champion, "int8": models.int8, "lora": models.champion, "worse": models.worse}
-    return [Challenger(name, folders[name], models.lora if name == "lora" else None) for name in names]
+    made = []
+    for name in names:
+        adapter = models.lora if name == "lora" else None
+        plain, speculative = (Engine(name, folders[name], adapter, speculative=which) for which in (False, True))
+        made.append(Challenger(name, plain, speculative))
+    return made
 
 
 def make_prompts(champion: Path, cell: Cell) -> list[list[int]]:
@@ -233,12 +247,13 @@ def measure(
         "plain again": (prompts, parameters_of(cell, [None] * len(prompts))),
         "score": (both, [reading] * len(both)),
     }
-    for asked, parameters in jobs.values():  # warm
-        challenger.run(asked[:1], parameters[:1], 1)
+    engines = {arm: challenger.plain if arm.startswith("plain") else challenger.speculative for arm in ARMS}
+    for arm, (asked, parameters) in jobs.items():  # warm
+        engines[arm].run(asked[:1], parameters[:1], 1)
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     for repeat in range(repeats):
         for arm in ARMS if repeat % 2 == 0 else reversed(ARMS):
-            runs[arm].append(challenger.run(*jobs[arm], cell.concurrency))
+            runs[arm].append(engines[arm].run(*jobs[arm], cell.concurrency))
         advance()
     return row(challenger.name, cell, runs, drafted, answers)
 

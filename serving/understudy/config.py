@@ -91,7 +91,7 @@ class ShadowSpec:
         "a fraction from 0 to 0.5: what challengers get while the champion is busy",
         lambda value: 0 <= value <= 0.5,
     )
-    speculative: Literal["auto", "always", "never"] = "never"
+    speculative: Literal["auto", "always", "never"] = "auto"
     """Whether challengers generate with the champion's answer as the draft; ``auto``: where that was measured."""
     limits: Limits = Limits()
 
