@@ -91,15 +91,21 @@ async def started(raw: Mapping[str, Any], *, serve: bool, console: Console) -> A
 
 
 async def compare(server: Server, prompts: Sequence[Prompt], *, concurrency: int, console: Console) -> Outcome:
-    """Send every prompt to the champion, and wait until every challenger has ended every exchange."""
+    """Send every prompt to the champion, and wait until every challenger has ended every exchange.
+
+    Raises:
+        EngineDead: the champion is gone; what was done is in the record.
+    """
     refused: dict[int, str] = {}
-    transport = httpx.ASGITransport(server.app)
+    transport = httpx.ASGITransport(server.app, raise_app_exceptions=False)  # a fault is one answer of 500
     async with httpx.AsyncClient(transport=transport, base_url="http://understudy", timeout=None) as client:
 
         async def send(prompt: Prompt) -> None:
             tags = {"x-understudy-tags": json.dumps(dict(prompt.tags))} if prompt.tags else {}
             body = {"model": server.champion_name, **prompt.body}
             answer = await client.post(prompt.endpoint, json=body, headers={"x-request-id": prompt.id, **tags})
+            if answer.status_code >= 500:
+                server.check_health()  # without a champion there is no point in going on
             if answer.status_code != 200:
                 refused[prompt.line] = _message(answer)
             elif prompt.label is not None:

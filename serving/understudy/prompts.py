@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from understudy.api.middleware import MAX_TAGS_BYTES
 from understudy.errors import ConfigError
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -39,6 +40,7 @@ KEYS = (
 )
 OURS = ("model", "messages", "prompt", "stream", "stream_options")
 MAX_SHOWN = 10
+MAX_ID_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def read_line(number: int, text: str, defaults: Mapping[str, Any]) -> Prompt:
     known = line.get("id", line.get("custom_id"))
     return Prompt(
         line=number,
-        id=_text("id", known) if known is not None else f"line-{number}-{digest}",
+        id=_id(known) if known is not None else f"line-{number}-{digest}",
         endpoint=endpoint,
         body=(dict(defaults) if endpoint in (CHAT, COMPLETION) else {}) | body,
         label=None if line.get("label") is None else _text("label", line["label"]),
@@ -167,7 +169,19 @@ def _tags(line: Mapping[str, Any]) -> Mapping[str, str]:
     if not isinstance(given, dict) or any(isinstance(value, dict | list) or value is None for value in given.values()):
         raise BadLine(f"tags: {given!r} must be an object of texts")
     tags = {str(name): str(value) for name, value in given.items()}
-    return tags if line.get("session") is None else tags | {"session": _text("session", line["session"])}
+    if line.get("session") is not None:
+        tags["session"] = _text("session", line["session"])
+    if len(json.dumps(tags)) > MAX_TAGS_BYTES:
+        raise BadLine(f"tags: with the session they must have at most {MAX_TAGS_BYTES} bytes as JSON")
+    return tags
+
+
+def _id(given: Any) -> str:
+    """It travels in a header."""
+    text = _text("id", given)
+    if not text.isascii() or not text.isprintable() or len(text) > MAX_ID_CHARACTERS:
+        raise BadLine(f"id: {text[:80]!r} must be at most {MAX_ID_CHARACTERS} printable ASCII characters")
+    return text.strip()
 
 
 def _text(key: str, value: Any) -> str:
