@@ -208,6 +208,15 @@ def test_divergences_are_means_over_the_tokens_that_were_compared() -> None:
     assert found == pytest.approx({"kl_forward": 0.2, "kl_backward": 0.4, "hellinger": 0.25, "entropy_difference": 1.0})
 
 
+def test_the_noise_floor_brings_a_ratio_where_both_read_the_same_tokens() -> None:
+    own = {"champion_logprob": -1.0, "scored_tokens": 4.0}
+    mine = {"champion_logprob": -1.5, "scored_tokens": 4.0}
+    assert likelihood.beside_own(own, mine)["perplexity_ratio"] == pytest.approx(math.exp(0.5))
+    for left_as_it_was in (mine | {"perplexity_ratio": 3.0}, mine | {"scored_tokens": 3.0}, {"scored_tokens": 4.0}):
+        assert likelihood.beside_own(own, left_as_it_was) == left_as_it_was
+    assert likelihood.beside_own({}, mine) == mine
+
+
 def test_a_perplexity_beyond_floats_is_large_and_no_error() -> None:
     champion = observation(replace(answer(1), logprobs=(-1.0,)))
     assert likelihood.compare(met(champion, scored(Score((-5000.0,), (9,)))))["perplexity_ratio"] > 1e300

@@ -37,6 +37,7 @@ async def test_one_run_serves_every_challenger_and_is_none_itself() -> None:
         assert first.floor.comparison.values["token_agreement"] == 0.5
         assert first.comparison is not None
         assert first.comparison.values["exact_match"] == 1.0
+        assert first.comparison.values["perplexity_ratio"] == 1.0  # both found every token half likely
         assert set(stage.lane.counts()) == {"a", "b"}
         assert stage.lane.totals()["compared"] == 2
         assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}

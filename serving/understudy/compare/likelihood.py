@@ -1,8 +1,7 @@
 """How likely did the challenger find the champion's own tokens? From the scoring pass: no sampling, no judge.
 
 The champion's own log-probabilities are those of its generation where the client asked for logprobs. For other
-exchanges they are known on the noise floor's slice, where the champion scores itself: the floor's comparison then has
-the same numbers as this one, and the report shows both.
+exchanges they are known on the noise floor's slice, where the champion scores itself (``beside_own``).
 """
 
 from __future__ import annotations
@@ -50,6 +49,22 @@ def compare(pair: Pair) -> Mapping[str, float]:
     if excess is not None:
         values["perplexity_ratio"] = math.exp(min(excess, MAX_EXPONENT))
     return {**values, **divergence(scores)}
+
+
+def beside_own(own: Mapping[str, float], challengers: Mapping[str, float]) -> Mapping[str, float]:
+    """The challenger's numbers with a perplexity ratio, where both models read the very same tokens.
+
+    Args:
+        own: the champion's numbers on its own answer, from the noise floor.
+        challengers: the challenger's on the same answer and in the same vocabulary.
+    """
+    known = "perplexity_ratio" in challengers or not {"champion_logprob", "scored_tokens"} <= own.keys()
+    if known or own["scored_tokens"] != challengers.get("scored_tokens"):
+        return challengers
+    mine = challengers.get("champion_logprob")  # absent where it is minus infinity
+    if mine is None:
+        return challengers
+    return {**challengers, "perplexity_ratio": math.exp(min(own["champion_logprob"] - mine, MAX_EXPONENT))}
 
 
 def divergence(scores: Sequence[Score]) -> Mapping[str, float]:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from understudy.compare import Compare
+from understudy.compare.likelihood import beside_own
 from understudy.engines.base import Engine
 from understudy.errors import Unsupported
 from understudy.journey import shadow
 from understudy.lane.guard import Guard
 from understudy.lane.sampling import is_sampled
-from understudy.types import Ending, Exchange, Floor
+from understudy.types import Comparison, Ending, Exchange, Floor
 
 SALT = "floor"
 PATIENCE = 0.9
@@ -89,7 +90,7 @@ class NoiseFloor:
         left_s = max(0.0, deadline_s - self._clock()) * PATIENCE
         done, _ = await asyncio.wait({rerun.task}, timeout=left_s)
         known = done and not rerun.task.cancelled()
-        return replace(ending, floor=rerun.task.result() if known else Floor(reason="late"))
+        return with_floor(ending, rerun.task.result() if known else Floor(reason="late"))
 
     def release(self, exchange: Exchange, ending: Ending) -> Ending:
         """It has ended for one challenger; the last one ends the second run. A chosen exchange says so."""
@@ -139,3 +140,12 @@ class NoiseFloor:
     def _counted(self, floor: Floor) -> Floor:
         self._counts[floor.reason or "measured"] += 1
         return floor
+
+
+def with_floor(ending: Ending, floor: Floor) -> Ending:
+    """The ending with its floor, and with what the champion's own reading says about the challenger's."""
+    comparison, seen = ending.comparison, ending.challenger
+    if comparison is None or floor.comparison is None or seen is None or seen.rendered != "token_ids":
+        return replace(ending, floor=floor)
+    values = beside_own(floor.comparison.values, comparison.values)
+    return replace(ending, comparison=Comparison(values), floor=floor)
