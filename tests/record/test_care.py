@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -192,8 +194,11 @@ def test_an_orphaned_log_is_adopted_and_a_living_one_is_not(spec: RecordSpec) ->
     assert holds(orphan) == []
 
 
-def test_in_a_process_of_its_own(spec: RecordSpec) -> None:
-    spec = replace(spec, text="redacted")
+def test_in_a_process_of_its_own(spec: RecordSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chatty.py").write_text("print('hello')\ndef redact(text):\n    return text\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
+    spec = replace(spec, text="redacted", redactors=("chatty:redact",))
     recording, orphan = Recording.of(spec, "replica-0"), Recording.of(spec, "replica-1")
     fill(orphan)
     keeper = open_keeper(recording.log, signer=recording.signer, max_segment_bytes=1_500)

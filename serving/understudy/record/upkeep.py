@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from understudy.config import RecordSpec
@@ -24,6 +25,7 @@ from understudy.errors import RecordError, UnderstudyError
 from understudy.record.care import adopt, care
 from understudy.record.recording import Recording
 
+Say = Callable[[Mapping[str, Any]], None]
 MAX_LINE_BYTES = 64 << 20  # an erasure names every record
 
 
@@ -81,26 +83,34 @@ def _entered(enter: Callable[[str, Mapping[str, Any]], None], message: Mapping[s
 def main() -> None:
     """The child."""
     os.nice(19)
+    say = _private_stdout()
     order = json.loads(sys.stdin.readline())
     spec = RecordSpec(**{**order["spec"], "redactors": tuple(order["spec"]["redactors"])})
     try:
         recording = Recording.of(spec, order["writer"])
-        done = care(recording, _ask)
+        done = care(recording, partial(_ask, say))
         adopted = adopt(recording, lambda name: Recording.of(spec, name)) if order["adopt"] else []
-        _say({"done": done, "adopted": adopted})
+        say({"done": done, "adopted": adopted})
     except (UnderstudyError, OSError) as error:
-        _say({"error": f"{type(error).__name__}: {error}"})
+        say({"error": f"{type(error).__name__}: {error}"})
 
 
-def _ask(action: str, detail: Mapping[str, Any]) -> None:
-    _say({"enter": action, "detail": detail})
+def _ask(say: Say, action: str, detail: Mapping[str, Any]) -> None:
+    say({"enter": action, "detail": detail})
     answer = json.loads(sys.stdin.readline() or '{"error": "the server is gone"}')
     if "error" in answer:
         raise RecordError(answer["error"])
 
 
-def _say(message: Mapping[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+def _private_stdout() -> Say:
+    """Keep stdout for the messages: what anybody else prints, such as a user's redactor, goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(message: Mapping[str, Any]) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    return say
 
 
 if __name__ == "__main__":
