@@ -24,6 +24,7 @@ from understudy.identity import identify
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane, Offered
 from understudy.lane.ledger import total
+from understudy.lane.own_view import why_none
 from understudy.meter.metrics import Sink
 from understudy.meter.station import Station
 from understudy.record import Feedback
@@ -282,6 +283,7 @@ class Server:
             "same_tokenizer": getattr(side.engine, "same_tokenizer", None),
             "steps": steps_of(side.engine),
             "scoring": getattr(side.engine, "scoring", None),
+            "no_divergence": why_none(self._engines.floor, side.engine) if self._config.shadow.divergence else None,
             "weights": weights_of(side.engine),
             "quarantine": None if quarantined is None else asdict(quarantined),
             "draft": None if (draft := self._archive.drafts().get(model.name)) is None else asdict(draft),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.builders import Offer, WatchedEngine, exchange, in_loop, running, sha
 from understudy.config import ShadowSpec, parse
 from understudy.engines.base import ShadowRequest
 from understudy.errors import ConfigError, EngineDead
+from understudy.lane.own_view import why_none
 from understudy.types import Score
 
 
@@ -58,6 +60,19 @@ async def test_without_the_champions_view_the_exchange_is_scored_as_ever() -> No
             assert stage.ear.words() == ["compared"]
             assert challenger.keys == ["rival keep= against="]
             assert stage.lane.status()["divergence"]["counts"] == counted
+
+
+def test_status_says_why_there_is_no_divergence() -> None:
+    champion = SimpleNamespace(scoring={"path": "fused", "why": ""}, vocab_size=100)
+    like = {"same_tokenizer": True, "scoring": champion.scoring, "vocab_size": 100}
+    assert why_none(champion, SimpleNamespace(**like)) == ""
+    assert why_none(champion, SimpleNamespace(**like | {"same_tokenizer": False})) == "it has another tokenizer"
+    assert "108 tokens, the champion's 100" in why_none(champion, SimpleNamespace(**like | {"vocab_size": 108}))
+    odd = {"scoring": {"path": "logits", "why": "lm_head is quantised"}}
+    assert "its lm_head cannot be used without the model: lm_head is quantised" in why_none(
+        champion, SimpleNamespace(**like | odd)
+    )
+    assert why_none(None, SimpleNamespace(**like)).startswith("the champion's lm_head")
 
 
 @pytest.mark.parametrize(

@@ -407,6 +407,8 @@ def test_status_says_why_a_challenger_is_not_there(server: Running) -> None:
     assert "GiB" in by_name["huge"]["detail"]
     assert by_name["other"]["same_tokenizer"] is False
     assert by_name["lora"]["same_tokenizer"] is True
+    assert by_name["lora"]["no_divergence"] == ""
+    assert "tokens, the champion's" in by_name["qwen2"]["no_divergence"]
     assert all(by_name[name]["scoring"] == {"path": "fused", "why": ""} for name in READY)
 
 

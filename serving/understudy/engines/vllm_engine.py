@@ -161,6 +161,7 @@ class VllmEngine:
         self._champion_tokenizer = champion_tokenizer
         self._tokenizer = llm.renderer.tokenizer
         self.same_tokenizer = shares_vocabulary(self._champion_tokenizer, self._tokenizer)
+        self.vocab_size: int = llm.model_config.get_vocab_size()
         self._max_model_len: int = llm.model_config.max_model_len
         self._lora = None if model.lora is None else LoRARequest(model.name, 1, model.lora)
         self._can_score = model.lora is None or not adapts_head(model.lora)

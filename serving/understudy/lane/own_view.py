@@ -102,3 +102,16 @@ class OwnView:
             return False
         self._counts["read"] += 1
         return True
+
+
+def why_none(champion: Any, challenger: Any) -> str:
+    """Why these two engines can have no divergence; empty where they can."""
+    if not getattr(challenger, "same_tokenizer", True):
+        return "it has another tokenizer"
+    for whose, engine in (("the champion's", champion), ("its", challenger)):
+        scoring = getattr(engine, "scoring", None) or {}
+        if scoring.get("path") != "fused":
+            return f"{whose} lm_head cannot be used without the model: {scoring.get('why') or 'it is not there'}"
+    if champion.vocab_size != challenger.vocab_size:
+        return f"its vocabulary has {challenger.vocab_size} tokens, the champion's {champion.vocab_size}"
+    return ""
