@@ -9,6 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "serving.bench_handover",
+    "serving.bench_meter",
     "serving.bench_record",
     "serving.bench_shadow_cost",
     "serving.bench_start",

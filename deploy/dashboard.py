@@ -100,7 +100,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Queue", "s", quantiles("understudy_queue_seconds")),
         Panel("Prefill", "s", quantiles("understudy_prefill_seconds")),
         Panel("Decode", "s", quantiles("understudy_decode_seconds")),
-        Panel("Gaps of streams, at the fork", "s", quantiles("understudy_stream_gap_seconds")),
+        Panel("p95 gap of a stream, at the fork", "s", quantiles("understudy_stream_gap_seconds")),
         Panel("Tokens a second of one request", "short", quantiles("understudy_decode_tokens_per_second")),
         Panel("Batch size: to compare like with like", "short", quantiles("understudy_batch_size")),
         Panel(

@@ -152,7 +152,7 @@ def test_every_metric_of_the_table_is_exported(server: Running, exchanges: list[
     assert value(found, "understudy_scores_total", model="tuned") >= 4
     assert value(found, "understudy_ended_total", state="compared") == 3
     assert value(found, "understudy_ttft_seconds_count", role="challenger") == 3
-    assert value(found, "understudy_stream_gap_seconds_count", role="champion") >= 10
+    assert value(found, "understudy_stream_gap_seconds_count", role="champion") == 1  # one of the three was streamed
 
 
 def published(server: Running) -> dict[Any, float] | None:

@@ -1,6 +1,6 @@
 """The meter of one replica: every PERIOD_S it asks the engines and the devices, splits, prices and publishes.
 
-It runs in the replica's event loop and off the answer's path: busy seconds from each engine's flight recorder, a
+It runs in the replica's event loop (0.1 ms a tick, benchmarks/serving/bench_meter.py) and off the answer's path: busy seconds from each engine's flight recorder, a
 reading of the devices that another thread has taken, some arithmetic. Once a minute an engine on CUDA is asked for its
 allocator's figures.
 """
@@ -25,7 +25,7 @@ from understudy.meter.sampler import Sampler
 from understudy.meter.traffic import Traffic
 
 PERIOD_S = 2.0
-MEMORY_EVERY = 30  # ticks
+WEIGH_EVERY, MEMORY_EVERY = 5, 30  # ticks
 METHOD = (
     "busy seconds from the driver split device time and energy; what is drawn while nothing runs is idle and nobody's. "
     "Models that draw different power while stepped are given the same: a model with a share s of the busy time is off "
@@ -108,11 +108,13 @@ class Meter:
         self.caps = caps
         self._guard = guard
         self._clock = clock
+        self._resident: dict[int, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Count the memory while nobody is being served yet, then tick until closed."""
         await self._ask_for_memory()
+        await self._weigh()
         await asyncio.to_thread(self._sampler.sample)
         self.tick()
         self._sampler.start()
@@ -164,9 +166,9 @@ class Meter:
         """Their newest readings."""
         return self._sampler.latest
 
-    def resident_bytes(self, engine: Metered) -> int:
-        """Resident memory of its engine process."""
-        return resident_bytes([engine.pid])
+    def resident_bytes(self, engine: Metered) -> int | None:
+        """Resident memory of its engine process, some seconds old."""
+        return self._resident.get(engine.pid)
 
     def idle(self) -> Share:
         """Device time and energy in which no model was stepped."""
@@ -204,8 +206,16 @@ class Meter:
             await asyncio.sleep(PERIOD_S)
             with self._guard("meter"):
                 self.tick()
+                if number % WEIGH_EVERY == 0:
+                    await self._weigh()
                 if number % MEMORY_EVERY == 0:
                     await self._ask_for_memory()
+
+    async def _weigh(self) -> None:
+        """In a thread: finding a process's children reads all of /proc, which takes tens of milliseconds."""
+        pids = sorted({engine.pid for engine in self.engines})
+        sizes = await asyncio.to_thread(lambda: [resident_bytes([pid]) for pid in pids])
+        self._resident = dict(zip(pids, sizes, strict=True))
 
     async def _ask_for_memory(self) -> None:
         """Of engines that have an allocator, whose peaks move (on CUDA), and of those not heard of yet.

@@ -75,7 +75,7 @@ METRICS: tuple[Metric, ...] = (
         "understudy_stream_gap_seconds",
         "histogram",
         "seconds",
-        "between two outputs of a streamed answer, measured at the fork (within 5%)",
+        "the p95 of the gaps of one streamed answer, measured at the fork (within 5%)",
         MODEL,
         LATENCY_S,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.meter.gaps import middle_s
+from understudy.meter.gaps import quantile_s
 from understudy.meter.meter import Meter
 from understudy.meter.metrics import Metrics
 from understudy.meter.traffic import Kind
@@ -40,11 +40,9 @@ class ExchangeMetrics:
             ("understudy_decode_seconds", took.decode_s),
             ("understudy_decode_tokens_per_second", seen.decode_tokens_per_s),
             ("understudy_batch_size", took.batch_size),
+            ("understudy_stream_gap_seconds", quantile_s(took.gaps, 0.95)),  # one, and not one for each token
         ):
             self._metrics.observe(name, value, **labels)
-        for bucket, count in took.gaps:
-            for _ in range(count):
-                self._metrics.observe("understudy_stream_gap_seconds", middle_s(bucket), **labels)
 
 
 def publish_meter(meter: Meter, metrics: Metrics) -> None:
