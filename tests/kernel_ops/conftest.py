@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kernel_ops.contract import INTERPRETED_DEVICE
 
 from understudy_kernels.reference import tiles
 
@@ -30,6 +31,14 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU path in many tiles of few rows and 64 tokens, which small inputs would not need."""
     monkeypatch.setattr(tiles, "TILE_BYTES", 1)
     monkeypatch.setattr(tiles, "MAX_ROWS", 32)
+
+
+@pytest.fixture
+def few_sms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for a device so small that a program sweeps several blocks; for a large one, small inputs give it one."""
+    from understudy_kernels.device import arguments
+
+    monkeypatch.setattr(arguments, "device_of", lambda device: INTERPRETED_DEVICE)
 
 
 @pytest.fixture

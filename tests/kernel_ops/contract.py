@@ -19,6 +19,7 @@ from tests.kernel_ops.oracle import Side
 from torch import Tensor
 
 from understudy_kernels import Divergences, Scores, divergence, divergence_logits, score, score_logits
+from understudy_kernels.plan import Device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -88,6 +89,7 @@ INTERPRETED = (
     (Case(130, 16, 70), torch.float32),
     *((case, dtype) for case in (CASES[3], CASES[4], CASES[7], CASES[9]) for dtype in (torch.bfloat16, torch.float16)),
 )
+INTERPRETED_DEVICE = Device(num_sms=2)
 LARGE = (  # for a GPU
     Case(1, 4096, 128256),
     Case(17, 2048, 151936, padding=128),

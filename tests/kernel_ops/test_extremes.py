@@ -13,7 +13,7 @@ def test_on_the_cpu(name: str, tiny_tiles: None) -> None:
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("name", EXTREMES)
-def test_interpreted(name: str, poisoned: None) -> None:
+def test_interpreted(name: str, poisoned: None, few_sms: None) -> None:
     EXTREMES[name]("cpu")
 
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from tests.kernel_ops.contract import INTERPRETED, INTERPRETED_DEVICE
 
 from understudy_kernels.plan import MAX_SPLITS, Device, Plan, Shape, ceil_div, plan, power_of_two
 
@@ -56,6 +57,22 @@ def test_the_device_is_busy(num_tokens: int, vocab_size: int, num_sides: int) ->
     work = num_rows * ceil_div(vocab_size, chosen.block_vocab)
     waves = ceil_div(num_rows * num_splits, H100.num_sms)
     assert work / (waves * chosen.blocks_per_split * H100.num_sms) >= 0.85, chosen
+
+
+@pytest.mark.parametrize("num_sides", [1, 2])
+def test_interpreted_cases_reach_every_kind_of_plan(num_sides: int) -> None:
+    """Several blocks in a program, several splits, both together, several rows of programs."""
+    plans = {
+        case: plan(Shape(case.num_tokens, case.vocab_size, sizes), dtype, INTERPRETED_DEVICE, num_sides)
+        for case, dtype in INTERPRETED
+        if case.num_tokens
+        for sizes in [(case.hidden_size, case.hidden_size_q or case.hidden_size)[:num_sides]]
+    }
+    assert any(chosen.blocks_per_split > 1 and chosen.num_splits > 1 for chosen in plans.values())
+    assert any(chosen.num_splits == 1 for chosen in plans.values())
+    assert any(chosen.programs(case.num_tokens)[0] > 1 for case, chosen in plans.items())
+    even = {case.hidden_size % chosen.block_hidden == 0 for case, chosen in plans.items()}
+    assert even == {False, True}
 
 
 def test_what_is_left_to_merge_is_small() -> None:

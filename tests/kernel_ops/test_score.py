@@ -31,7 +31,7 @@ def test_on_the_cpu_in_tiles_of_their_usual_size() -> None:
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize(("case", "dtype"), INTERPRETED, ids=str)
-def test_interpreted(case: Case, dtype: torch.dtype, poisoned: None) -> None:
+def test_interpreted(case: Case, dtype: torch.dtype, poisoned: None, few_sms: None) -> None:
     inputs = make_inputs(case, dtype)
     with watching() as launches:
         check_score(inputs)
