@@ -1,8 +1,8 @@
 """The meter of one replica: every PERIOD_S it asks the engines and the devices, splits, prices and publishes.
 
-It runs in the replica's event loop (0.1 ms a tick, benchmarks/serving/bench_meter.py) and off the answer's path: busy seconds from each engine's flight recorder, a
-reading of the devices that another thread has taken, some arithmetic. Once a minute an engine on CUDA is asked for its
-allocator's figures.
+It runs in the replica's event loop (0.1 ms a tick, benchmarks/serving/bench_meter.py) and off the answer's path: busy
+seconds from each engine's flight recorder, a reading of the devices that another thread has taken, some arithmetic.
+Once a minute an engine on CUDA is asked for its allocator's figures.
 """
 
 from __future__ import annotations
