@@ -383,10 +383,17 @@ def _expand(seen: dict[str, Any]) -> None:
         _expand_numbers(one)
 
 
+def _listed(numbers: tuple[float, ...]) -> list[float | str]:
+    # One sum tells in C whether any is not finite. A sum that overflows only takes the slow way in vain.
+    if math.isfinite(sum(numbers)):
+        return list(numbers)
+    return [number if math.isfinite(number) else str(number) for number in numbers]
+
+
 def _expand_numbers(one: dict[str, Any]) -> None:
     for name, value in one.items():
         if name != "text" and isinstance(value, str) and value.startswith(_F32):
-            one[name] = [number if math.isfinite(number) else str(number) for number in _floats(value)]
+            one[name] = _listed(_floats(value))
 
 
 def _plain(value: object) -> str:
