@@ -26,7 +26,7 @@ SOURCE_ROOTS = (ROOT / "serving", ROOT / "kernels")
 TOP_LEVEL = {"LICENSE", "Makefile", "NOTICE", "README.md", "pyproject.toml"} | {
     "benchmarks", "deploy", "kernels", "serving", "tests",
 }  # fmt: skip
-LEFT_BEHIND = {"build", "dist", "understudy-data"}  # by tools and runs; .gitignore has them
+LEFT_BEHIND = {"build", "dist", "understudy-data", "understudy-spool"}  # by tools and runs; .gitignore has them
 NOT_INSTALLED = {
     "torchaudio",
     "torchcodec",
