@@ -12,7 +12,7 @@ import torch
 from understudy.engines.heads import Head
 
 MAX_BYTES = 256 * 2**20
-"""1.0e6 rows of a hidden size of 128 in bfloat16, 32,000 of 4,096."""
+"""32,768 rows of a hidden size of 4,096 in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,10 @@ class Shelf:
 
     def get(self, key: str) -> Kept | None:
         """What was left under this key. It stays, because several challengers may come."""
-        return self._kept.get(key)
+        kept = self._kept.get(key)
+        if kept is not None and kept.hidden.is_cuda:  # it comes from another core's stream, and may go while it is read
+            kept.hidden.record_stream(torch.cuda.current_stream())
+        return kept
 
     @property
     def num_bytes(self) -> int:
