@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,16 @@ from rich.console import Console
 from tests.builders import Ear, Offer, exchange, in_loop, offers, shadow_spec, turns
 
 from understudy import offline
+from understudy.archive import Archive
+from understudy.compare import Comparators
+from understudy.config import parse
 from understudy.engines.fake import FakeEngine
+from understudy.engines.placements import Engines
+from understudy.engines.quarantine import Quarantine
+from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
-from understudy.record import Feedback
+from understudy.record import Feedback, scan
+from understudy.server import Server as RealServer
 
 
 class Server:
@@ -112,3 +121,38 @@ async def test_a_record_that_cannot_be_read_any_further_is_an_error_and_not_an_e
     with pytest.raises(OSError, match="gone"):
         await replay(server, broken())
     await server.lane.close()
+
+
+@in_loop
+async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_path: Path) -> None:
+    """The real server and record, and no engine process at all."""
+    raw = {
+        "champion": {"model": "lead"},
+        "challengers": [{"model": "rival", "name": "fake"}],
+        "gates": [{"metric": "missing", "margin": 0.05, "min_units": 5}],
+    }
+    config = parse(offline.offline_config(raw, out=tmp_path, concurrency=2, has_champion=False))
+    guard, folder = Guard(), str(tmp_path / "sockets")
+    engines = Engines(None, [FakeEngine()], [], folder, asyncio.Event(), Quarantine(None), tmp_path)
+    archive = await Archive.open(tmp_path / "record" / "replica-0", lambda given: given or {}, config.gates, guard)
+    server = RealServer(config, engines, archive, guard, Comparators(config.compare, guard))
+    server._lane.restore(archive.take_up())
+    server._lane.start()
+    await server.taken_up()
+    console = quiet()
+    items: Any = iter(recorded(120))
+    outcome = await offline.replay(server, items, total=120, concurrency=2, console=console)
+    assert server.counts()["fake"]["compared"] == 120
+    code = await offline.finish(server, outcome, out=tmp_path, gate=False, console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert code == 0, said
+    assert await offline.finish(server, outcome, out=tmp_path, gate=True, console=console) == 0  # GO
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["status"]["champion"]["ready"] is False
+    assert report["status"]["verdict"]["verdict"] == "GO"
+    assert report["summaries"][0]["exact_match_fraction"] == 1.0
+    assert "challenger fake" in said
+    assert "fake" in (tmp_path / "report.html").read_text()
+    assert not guard.swallowed
+    await server.close()
+    assert sum(view["challengers"]["fake"]["state"] == "compared" for view in scan(tmp_path / "record")) == 120

@@ -171,8 +171,8 @@ class Server:
             "placement": self._config.placement,
             "champion": describe(self._config.champion)
             | {
-                "ready": not self._engines.champion_dead.is_set(),
-                "steps": asdict(self._engines.processes[0].steps(self._config.champion.name)),
+                "ready": self._champion_is_up(),
+                "steps": self._champion_steps(),
             },
             "challengers": [
                 self._challenger(model)
@@ -257,7 +257,7 @@ class Server:
         counts, known = self._lane.counts(), self._archive.recent_verdicts(self._lane.sides)
         return {
             "phase": self._lane.phase().value,
-            "champion": describe(self._config.champion) | {"ready": not self._engines.champion_dead.is_set()},
+            "champion": describe(self._config.champion) | {"ready": self._champion_is_up()},
             "challengers": [
                 self._challenger(model) | {"counts": counts[model.name], "verdict": known.get(model.name, {})}
                 for model in self._config.challengers
@@ -288,6 +288,15 @@ class Server:
             "quarantine": None if quarantined is None else asdict(quarantined),
             "draft": None if (draft := self._archive.drafts().get(model.name)) is None else asdict(draft),
         }
+
+    def _champion_is_up(self) -> bool:
+        return self._engines.champion is not None and not self._engines.champion_dead.is_set()
+
+    def _champion_steps(self) -> dict[str, Any] | None:
+        """Of its core; None in a replay, in which it has none."""
+        if self._engines.champion is None:
+            return None
+        return asdict(self._engines.processes[0].steps(self._config.champion.name))
 
     def _why_off(self) -> str:
         """One sentence where nothing is being shadowed, and for each challenger that is not there."""

@@ -36,7 +36,8 @@ def prompts() -> list[dict[str, Any]]:
         }
         for number in range(NUM_PROMPTS)
     ]
-    chat[0] = {"prompt": "my order did not arrive", "params": {"max_tokens": 8, "n": 2}, "tags": {"kind": "plain"}}
+    several = {"max_tokens": 8, "n": 2, "temperature": 0.5, "seed": 3}
+    chat[0] = {"prompt": "my order did not arrive", "params": several, "tags": {"kind": "plain"}}
     chat[1]["params"] = {"tools": TOOLS, "max_tokens": 8}
     chat[2]["params"] = {"response_format": JSON, "max_tokens": 24}
     chat[3]["params"] = {"logit_bias": {"300": 5.0}, "max_tokens": 8, "stop": ["zz"]}
@@ -78,7 +79,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     common = ["--champion", models["llama"], "--engine-args", json.dumps(SMALL), "--label-pattern", "([a-z])"]
     for name, model in challengers.items():
         common += ["--challenger", f"{name}={model}"]
-    compare = ["compare", *common, "--prompts", str(file), "--out", str(out), "--concurrency", "2"]
+    config = folder / "config.yaml"
+    config.write_text(json.dumps({"server": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}}))
+    compare = [
+        "compare",
+        *common,
+        "--config",
+        str(config),
+        "--prompts",
+        str(file),
+        "--out",
+        str(out),
+        "--concurrency",
+        "2",
+    ]
     compare += ["--max-tokens", "48", "--temperature", "0"]
     seen: dict[str, Any] = {"compare": out, "replay": folder / "replay"}
 
@@ -149,7 +163,7 @@ def test_the_comparators_saw_the_requests_tools_and_schema(runs: Mapping[str, An
     assert "challenger_schema_valid" in by_line["3"]["lora"]["comparison"]
     assert "challenger_schema_valid" not in by_line["9"]["lora"]["comparison"]
     same = [ends["same"]["comparison"]["exact_match"] for ends in by_line.values()]
-    assert same == [1.0] * len(same)  # the champion's own weights
+    assert sorted(same)[1:] == [1.0] * (len(same) - 1)  # the champion's own weights, greedy but for line 1
     assert any(ends["qwen"]["comparison"]["exact_match"] == 0.0 for ends in by_line.values())
     assert all("exact_match" not in (ends["other"]["comparison"] or {}) for ends in by_line.values())
     assert any("text_similarity" in (ends["other"]["comparison"] or {}) for ends in by_line.values())
@@ -165,6 +179,8 @@ def test_a_replay_gives_every_exchange_the_same_answers_and_numbers(runs: Mappin
             other = again[key][name]
             assert (other["state"], other["reason"]) == (end["state"], end["reason"])
             if end["state"] != "compared":
+                continue
+            if key.startswith("line-1-"):  # sampled: seeded, but a batch of another size may round to another token
                 continue
             answers = [[each["token_ids"] for each in seen["observation"]["answers"]] for seen in (end, other)]
             assert answers[0] == answers[1], (key, name)
