@@ -364,7 +364,9 @@ def test_the_counts_add_up_at_every_moment_under_load(server: Running, client: o
 def num_running(server: Running) -> float:
     """What vLLM's own metric says that the champion is working on."""
     lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+    mine = [line for line in lines if line.startswith("vllm:num_requests_running{") and 'role="champion"' in line]
+    assert len(mine) == 1
+    return float(mine[0].split()[-1])
 
 
 def leave_mid_stream(client: openai.OpenAI) -> None:
