@@ -126,18 +126,21 @@ def test_being_lost_and_found_is_counted() -> None:
     assert realignments((), ANSWER) == (1, 0)
 
 
-def test_the_length_is_where_the_next_token_stops_to_pay() -> None:
-    for first, rest, num_rows in ((0.9, 0.9, 1), (0.5, 0.97, 1), (0.97, 0.9, 16), (0.06, 0.9, 1)):
-        threshold = TOKEN_COST / ((1 - TOKEN_COST) / num_rows + TOKEN_COST)
-        length = worthwhile(first, rest, num_rows)
-        assert first * rest ** (length - 1) >= threshold > first * rest**length
-    assert worthwhile(0.01, 0.99) == 0
-    assert worthwhile(1.0, 1.0) > 1000
-    assert worthwhile(1.0, 0.0) == 1
+@pytest.mark.parametrize("num_rows", [1, 2, 16, 100])
+@pytest.mark.parametrize("rest", [0.0, 0.3, 0.8, 0.97, 1.0])
+@pytest.mark.parametrize("first", [0.0, 0.02, 0.3, 0.97, 1.0])
+def test_the_length_is_the_one_with_the_cheapest_tokens(first: float, rest: float, num_rows: int) -> None:
+    def cheapness(length: int) -> float:
+        said = 1 + first * sum(rest**right for right in range(length))
+        return said / ((1 - TOKEN_COST) / num_rows + TOKEN_COST * (1 + length))
+
+    length = worthwhile(first, rest, num_rows, LIMIT)
+    assert 0 <= length <= LIMIT
+    assert cheapness(length) == pytest.approx(max(map(cheapness, range(LIMIT + 1))))
 
 
 def test_a_full_batch_proposes_less() -> None:
-    lengths = [worthwhile(0.9, 0.9, num_rows) for num_rows in (1, 4, 16, 64)]
+    lengths = [worthwhile(0.9, 0.9, num_rows, LIMIT) for num_rows in (1, 4, 16, 64)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > 3 * lengths[-1]
 

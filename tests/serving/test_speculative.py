@@ -170,7 +170,7 @@ def test_a_far_champion_costs_few_tokens_and_a_near_one_saves_most_steps(engines
     own = said(generate(llm, asked, sampling(max_tokens=96, ignore_eos=True)))
     far = said(generate(engines.get("far"), asked, sampling(max_tokens=96, ignore_eos=True)))
     _, same = drafted(llm, asked, own, max_tokens=96, ignore_eos=True)
-    assert sum(count.accepted for count in same) > 0.9 * 64 * 95
+    assert sum(count.accepted for count in same) > 0.75 * 64 * 95
     _, wrong = drafted(llm, asked, far, max_tokens=96, ignore_eos=True)
     assert sum(count.proposed for count in wrong) < 0.5 * 64 * 96  # one long draft at first, then hardly any
 

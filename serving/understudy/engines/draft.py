@@ -10,7 +10,6 @@ Pure Python on token ids; a few microseconds a token, O(len(answer)) memory.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
@@ -59,7 +58,7 @@ class Draft:
         self._recent: deque[int] = deque(maxlen=MAX_CONTEXT)
         self._cursor = 0  # the champion's token that comes next, if the challenger says the same
         self._is_lost = False
-        self._after_match = Rate(9.5, 10.0)  # the first draft is long: most challengers resemble their champion
+        self._after_match = Rate(9.8, 10.0)  # the first draft is long: most challengers resemble their champion
         self._after_mismatch = Rate(1.0, 2.0)
         self.num_fed = self.num_lost = self.num_realigned = 0
 
@@ -86,8 +85,8 @@ class Draft:
             num_rows: requests in the step that verifies them.
         """
         first = self._after_mismatch if self._is_lost else self._after_match
-        length = worthwhile(first.value, self._after_match.value, num_rows)
-        return list(self._answer[self._cursor : self._cursor + min(limit, length)])
+        length = worthwhile(first.value, self._after_match.value, num_rows, limit)
+        return list(self._answer[self._cursor : self._cursor + length])
 
     def _found(self, token: int) -> int:
         """Where to go on after ``token`` did not come as expected: behind the place that its context fits best.
@@ -129,23 +128,26 @@ def _needed(distance: int) -> int:
     return 0 if distance <= 4 else 1 if distance <= 32 else 2
 
 
-def worthwhile(first: float, rest: float, num_rows: int = 1) -> int:
-    """How many draft tokens pay for themselves.
+def worthwhile(first: float, rest: float, num_rows: int, limit: int) -> int:
+    """How many draft tokens make the row's tokens cheapest: the length with the most tokens for what its step costs.
 
-    The k-th token is used with probability first * rest^(k-1), and then saves its row one step. A step of n rows
-    costs 1 - c + c*n and one more token c (TOKEN_COST), so its row's share of a step saved is (1 - c)/n + c: the
-    token pays while its probability is above c / ((1 - c)/n + c).
+    A draft of k tokens yields 1 + first * (1 + rest + ... + rest^(k-1)) tokens on average. It costs the row k + 1
+    tokens of TOKEN_COST each, and its share of what a step costs however small it is, (1 - TOKEN_COST) / num_rows. The
+    quotient rises to one maximum and falls; that is 0 where the first token is not worth verifying.
 
     Args:
         first: probability that the next draft token is right.
         rest: the same of each one after a right one.
         num_rows: requests in the step.
+        limit: the most it may be.
     """
-    threshold = TOKEN_COST / ((1 - TOKEN_COST) / num_rows + TOKEN_COST)
-    if first < threshold:
-        return 0
-    rest = min(max(rest, 1e-9), 1 - 1e-9)
-    return 1 + int(math.log(threshold / first) / math.log(rest))
+    cost = (1 - TOKEN_COST) / num_rows + TOKEN_COST
+    said, right = 1.0, first
+    for length in range(limit):
+        if (said + right) / (cost + TOKEN_COST) <= said / cost:
+            return length
+        said, cost, right = said + right, cost + TOKEN_COST, right * rest
+    return max(0, limit)
 
 
 def realignments(answer: Sequence[int], generated: Sequence[int]) -> tuple[int, int]:
