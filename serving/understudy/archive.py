@@ -231,6 +231,7 @@ class Archive:
             "detail": detail,
             "replayed": self.replayed.is_set(),
             "lost": self._keeper.num_lost + recovery.num_lost,
+            "rollout": self._rollout,
             "other_rollouts": self.num_other_rollouts,
             "feedback_waiting": len(self.waiting.ids()),
             "feedback_forgotten": self.waiting.num_forgotten,
