@@ -20,8 +20,8 @@ MAX_CONTEXT = 8
 MAX_PLACES = 32
 """Places of a token that are looked at after a mismatch, the nearest ones."""
 TOKEN_COST = 0.04
-"""Verifying one more token, in steps of one token. About 0.014 for a model of 1 M parameters on the CPU; more for larger
-ones there, less on a GPU, where a small batch waits for memory and not for arithmetic."""
+"""Verifying one more token, in steps of one token. About 0.014 for a model of 1 M parameters on the CPU; more for
+larger ones there, less on a GPU, where a small batch waits for memory and not for arithmetic."""
 
 
 @dataclass(slots=True)
