@@ -22,6 +22,7 @@ from understudy.config import parse
 from understudy.engines.fake import FakeEngine
 from understudy.engines.placements import Engines
 from understudy.engines.quarantine import Quarantine
+from understudy.errors import RecordError
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, scan
@@ -156,3 +157,10 @@ async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_
     assert not guard.swallowed
     await server.close()
     assert sum(view["challengers"]["fake"]["state"] == "compared" for view in scan(tmp_path / "record")) == 120
+
+
+@in_loop
+async def test_without_a_record_there_is_nothing_to_come_for() -> None:
+    archive = Archive(None, "nothing is recorded: the disk is full", (), Guard())
+    with pytest.raises(RecordError, match="the disk is full"):
+        await archive.taken_up()

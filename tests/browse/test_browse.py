@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from understudy.browse.command import run
+from understudy.browse.export import as_chat
 from understudy.browse.select import Filters, Row, is_called, newest, worst
 from understudy.browse.show import shown
 from understudy.browse.words import cut, printable, side_by_side, words
@@ -213,6 +214,22 @@ def test_the_tokens_that_surprised_the_challenger_are_shown_with_their_words(tmp
     assert "3 -7.50 9" in output
     assert "the quick brown fox dog" in output.replace("brownfox", "brown fox")
     assert "exact_match 1 (itself 0.5)" in output
+
+
+def test_a_text_that_is_not_recorded_is_said_to_be_so_and_not_exported(tmp_path: Path) -> None:
+    hidden = {"text": "", "text_hmac": "hmac:1", "token_ids": [], "num_tokens": 7, "finish_reason": "stop"}
+    end = {"state": "compared", "reason": None, "observation": {"answers": [hidden]}, "comparison": {}}
+    view = {
+        "exchange_id": "x", "request_id": "r", "arrived_unix_s": 1.0, "body": None, "prompt_text": "Hi", "tags": {},
+        "champion": {"model": "c", "answers": [hidden]}, "challengers": {"rival": end}, "feedback": [],
+    }  # fmt: skip
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(shown(view, list(Filters().rows([view]))))
+    assert stream.getvalue().count("not recorded") == 2
+    assert "champion (7 tokens, stop)" in stream.getvalue()
+    row = Row(view, "rival", end)
+    assert as_chat(row, "champion") is as_chat(row, "challenger") is None
+    assert as_chat(row, "none") is not None
 
 
 def test_words_that_only_one_side_has_are_marked_on_that_side() -> None:

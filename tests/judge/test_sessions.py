@@ -106,3 +106,12 @@ def test_missing_turns_widen_the_bounds_of_a_session(new_desk: NewDesk, accuracy
     quality, missing = desk.judge.verdict("challenger").gates
     assert (quality.difference, quality.missing_fraction) == (-0.5, 0.5)
     assert missing.difference == pytest.approx(-0.5)
+
+
+def test_offline_every_session_counts_at_the_end(new_desk: NewDesk, accuracy: Gate) -> None:
+    """Nothing more will come, so nobody waits for a session to be quiet."""
+    desk = new_desk(accuracy)
+    say(desk, "1", "s", True, at=desk.now[0])
+    assert (desk.judge.verdict("challenger").gates[0].units, desk.judge.verdict("challenger").open_sessions) == (0, 1)
+    desk.judge.no_more()
+    assert (desk.judge.verdict("challenger").gates[0].units, desk.judge.verdict("challenger").open_sessions) == (1, 0)
