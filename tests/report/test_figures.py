@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.builders import answer, exchange, observation
 
-from understudy.report.cost import cost_figures
+from understudy.report.cost import assumption, cost_figures
 from understudy.report.fetch import _summary
-from understudy.report.paired import MAX_PAIRS, PairedFigures
+from understudy.report.page import report_page
+from understudy.report.paired import FIGURES, MAX_PAIRS, PairedFigures
+from understudy.report.summary import ChallengerSummary, Paired
+from understudy.report.table import print_report
 from understudy.report.tally import Tally
 from understudy.report.view import report_view
 from understudy.types import Comparison, DraftCounts, Ending, Exchange, Measured, Observation, State
@@ -112,8 +117,35 @@ def test_a_promotion_says_what_it_saves_and_what_it_assumes() -> None:
     theirs, mine = cost(usd_per_day=9.0), cost()
     row = cost_figures(meter(theirs, mine, promoted), "rival")[-1]
     assert (row.name, row.challenger) == ("if promoted", "$4.60 a day")
-    assert row.note == "50% less device time, saves $4.40 a day: as many answers"
+    assert row.note == "50% less device time, saves $4.40 a day"
+    assert assumption(meter(theirs, mine, promoted), "rival") == "If promoted: as many answers."
+    assert assumption(meter(theirs, mine, None), "rival") == assumption({}, "rival") == ""
     without_prices = promoted | {"usd_per_day": None, "saved_usd_per_day": None, "saved_device_fraction": -0.5}
     row = cost_figures(meter(theirs, mine, without_prices), "rival")[-1]
     assert row.challenger == "4,000 s a day"
-    assert row.note == "50% more device time: as many answers"
+    assert row.note == "50% more device time"
+
+
+def test_the_table_with_every_figure_fits_100_columns_and_the_page_has_the_assumption() -> None:
+    promoted = {
+        "device_s_per_day": 123_456.0,
+        "usd_per_day": 12_345.67,
+        "saved_usd_per_day": -12_345.67,
+        "saved_device_fraction": -0.5,
+        "assumption": "as many answers as the champion gives, " * 5,
+    }
+    dear = cost(**dict.fromkeys(cost(), 12_345.67))
+    status = {"champion": {"name": "champ"}, "meter": meter(dear, dear, promoted)}
+    high = 12_345.6
+    units = [figure for figure in FIGURES if figure[1] != "fraction"]
+    paired = tuple(Paired(name, unit, 10_000, high, high, high, high) for name, unit in units)
+    summary = ChallengerSummary("rival", paired=paired, stream_gap_p50_ms=1234.5, stream_gap_p95_ms=1234.5)
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_report(status, [summary], console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    for shown in ("engine decode speed p50", "USD per M output tokens", "if promoted", "12,345.6/s", "$12,345.6700"):
+        assert shown in text
+    assert "10,000 pairs" in text
+    assert "If promoted: as many answers" in " ".join(text.split())
+    assert "If promoted: as many answers" in report_page(status, [summary])

@@ -55,4 +55,10 @@ def _promoted(promoted: Mapping[str, Any]) -> Figure:
         said.append(f"{'saves' if saved >= 0 else 'costs'} ${abs(saved):,.2f} a day")
     price = promoted["usd_per_day"]
     shown = f"${price:,.2f} a day" if price is not None else f"{promoted['device_s_per_day']:,.0f} s a day"
-    return Figure("if promoted", "", shown, f"{', '.join(said)}: {promoted['assumption']}")
+    return Figure("if promoted", "", shown, ", ".join(said))
+
+
+def assumption(meter: Mapping[str, Any], name: str) -> str:
+    """What the row "if promoted" takes for granted, as a sentence; empty where there is none."""
+    promoted = (meter.get("models") or {}).get(name, {}).get("promoted")
+    return "" if promoted is None else f"If promoted: {promoted['assumption']}."

@@ -78,7 +78,10 @@ def _block(challenger: ChallengerView) -> list[RenderableType]:
     parts: list[RenderableType] = [title, Padding(Text(_plain(challenger.reason)), (0, 0, 0, 1))]
     if challenger.gates:
         parts.append(_gates(challenger.gates))
-    return [*parts, _figures(challenger), _counts(challenger)]
+    parts.append(_figures(challenger))
+    if challenger.assumption:
+        parts.append(Padding(Text(_plain(challenger.assumption), "dim"), (0, 0, 0, 1)))
+    return [*parts, _counts(challenger)]
 
 
 def _gates(gates: Sequence[GateView]) -> Table:
@@ -94,6 +97,7 @@ def _gates(gates: Sequence[GateView]) -> Table:
 def _figures(challenger: ChallengerView) -> Table:
     table = _table("figure", "champion", "challenger", "")
     table.columns[-1].justify = "left"
+    table.columns[-1].no_wrap = False  # a long note takes a second line, so that no number is cut off
     for figure in challenger.figures:
         table.add_row(*map(Text, (figure.name, figure.champion, figure.challenger, figure.note)))
     return table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.report.cost import cost_figures
+from understudy.report.cost import assumption, cost_figures
 from understudy.report.figure import DASH, Figure, percent
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import number_figures
@@ -62,6 +62,7 @@ class ChallengerView:
     reason: str
     gates: tuple[GateView, ...]
     figures: tuple[Figure, ...]
+    assumption: str
     counts: tuple[Count, ...]
     disagreements: tuple[Disagreement, ...]
 
@@ -115,6 +116,7 @@ def _challenger(
             *cost_figures(meter, name),
         ),
         counts=_counts(status.get("counts") or {}),
+        assumption=assumption(meter, name),
         disagreements=summary.disagreements,
     )
 
