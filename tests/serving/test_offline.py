@@ -102,7 +102,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     seen["interrupted"] = finish(process, folder / "1.log")
     seen["ended at the interrupt"] = num_ended(out)
     seen["finished"] = finish(start(compare, folder / "2.log"), folder / "2.log")
-    replay = ["replay", *common, "--record", str(out / "record"), "--out", str(seen["replay"]), "--gate"]
+    replay = [
+        "replay",
+        *common,
+        "--config",
+        str(config),
+        "--record",
+        str(out / "record"),
+        "--out",
+        str(seen["replay"]),
+        "--gate",
+    ]
     seen["replayed"] = finish(start(replay, folder / "3.log"), folder / "3.log")
     return seen
 
