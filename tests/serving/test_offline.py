@@ -76,23 +76,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
         "lora": f"{models['llama']}+{models['lora']}",
         "other": models["other"],
     }
-    common = ["--champion", models["llama"], "--engine-args", json.dumps(SMALL), "--label-pattern", "([a-z])"]
-    for name, model in challengers.items():
-        common += ["--challenger", f"{name}={model}"]
     config = folder / "config.yaml"
     config.write_text(json.dumps({"server": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}}))
-    compare = [
-        "compare",
-        *common,
-        "--config",
-        str(config),
-        "--prompts",
-        str(file),
-        "--out",
-        str(out),
-        "--concurrency",
-        "2",
-    ]
+    common = ["--config", str(config), "--champion", models["llama"], "--engine-args", json.dumps(SMALL)]
+    common += ["--label-pattern", "([a-z])"]
+    for name, model in challengers.items():
+        common += ["--challenger", f"{name}={model}"]
+    compare = ["compare", *common, "--prompts", str(file), "--out", str(out), "--concurrency", "2"]
     compare += ["--max-tokens", "48", "--temperature", "0"]
     seen: dict[str, Any] = {"compare": out, "replay": folder / "replay"}
 
@@ -102,17 +92,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     seen["interrupted"] = finish(process, folder / "1.log")
     seen["ended at the interrupt"] = num_ended(out)
     seen["finished"] = finish(start(compare, folder / "2.log"), folder / "2.log")
-    replay = [
-        "replay",
-        *common,
-        "--config",
-        str(config),
-        "--record",
-        str(out / "record"),
-        "--out",
-        str(seen["replay"]),
-        "--gate",
-    ]
+    replay = ["replay", *common, "--record", str(out / "record"), "--out", str(seen["replay"]), "--gate"]
     seen["replayed"] = finish(start(replay, folder / "3.log"), folder / "3.log")
     return seen
 
