@@ -64,8 +64,8 @@ def test_a_challenger_that_is_a_hundred_times_slower(here: Drill) -> None:
     here.until_more("rival", "compared")
 
 
-def test_logits_that_are_no_numbers(here: Drill) -> None:
-    with here.fault("logits_nan", "rival"):
+def test_a_model_whose_layers_give_no_numbers(here: Drill) -> None:
+    with here.fault("model_nan", "rival"):
         here.until_more("rival", "failed", "not_finite")
     here.until_more("rival", "compared")
 

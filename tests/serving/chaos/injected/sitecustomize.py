@@ -86,21 +86,23 @@ def patch_core(module: Any) -> None:
 
 
 def break_runner(core: Any) -> None:
-    """Its logits, and what it does for a score."""
+    """What its layers give, and what it does for a score. Scoring is put around these later (engines/scorer.py)."""
+    import torch
+
     runner, name = core.runner, core.name
-    logits, prompt_logprobs = runner.model.compute_logits, runner._get_prompt_logprobs_dict
+    forward, prompt_logprobs = runner._model_forward, runner._get_prompt_logprobs_dict
 
-    def broken_logits(*args: Any, **kwargs: Any) -> Any:
-        made = logits(*args, **kwargs)
-        return made.fill_(float("nan")) if is_on("logits_nan", name) else made
+    def broken_forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = forward(*args, **kwargs)
+        return torch.full_like(hidden, float("nan")) if is_on("model_nan", name) else hidden
 
-    def broken_scores(*args: Any, **kwargs: Any) -> Any:
-        made = prompt_logprobs(*args, **kwargs)
-        if made and is_on("score_raises", name):
+    def broken_scores(hidden: Any, num_scheduled: Any) -> Any:
+        requests = [runner.requests[each] for each in num_scheduled]
+        if any(getattr(each, "understudy_reading", None) for each in requests) and is_on("score_raises", name):
             raise Injected("a score that raises")
-        return made
+        return prompt_logprobs(hidden, num_scheduled)
 
-    runner.model.compute_logits, runner._get_prompt_logprobs_dict = broken_logits, broken_scores
+    runner._model_forward, runner._get_prompt_logprobs_dict = broken_forward, broken_scores
 
 
 # the API process
