@@ -39,7 +39,6 @@ from understudy.engines.memory import checkpoint_bytes
 from understudy.engines.pace import Share, StepLimit
 
 SEND_TIMEOUT_S = 5.0
-ALIASING = False  # until its tests have run on this state of the tree
 FIRST_TOKENS = 64  # of a challenger's first step, before anything is known of its speed
 
 
@@ -124,8 +123,7 @@ def build(
         try:
             config, champion = plan.config(), cores[0] if has_champion and cores else None
             aliased = (
-                ALIASING
-                and champion is not None
+                champion is not None
                 and "load_format" not in plan.engine_args  # who says how to load wants it loaded
                 and alias(config, champion.engine.vllm_config, champion.runner.model)
             )
