@@ -157,6 +157,19 @@ def test_at_a_preemption_point_the_champion_is_stepped_inside_the_challengers_st
     assert stage.flight.steps(0).busy_s == 0.002
 
 
+def test_a_request_that_arrives_while_the_challenger_is_interrupted_is_answered_too(stage: Stage) -> None:
+    stage.a.steps, stage.a.slices = 1, (0.002, 0.003)
+    stage.a.during = lambda number: stage.champion_gets(1) if number == 0 else None
+    later = [1]
+
+    def another_one(_: int) -> None:
+        if later:
+            stage.champion_gets(later.pop())
+
+    stage.champion.during = another_one
+    assert stage.run() == ["a0", "C", "C", "a1"]
+
+
 def test_what_the_process_has_only_once_changes_hands_at_a_preemption_point(stage: Stage) -> None:
     stage.a.steps, stage.a.slices = 1, (0.001, 0.001)
     stage.a.during = lambda number: stage.champion_gets(1) if number == 0 else None

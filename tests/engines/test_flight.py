@@ -113,3 +113,19 @@ def test_a_store_that_cannot_be_written_does_not_stop_the_start(tmp_path: Path) 
     made = flight.create(tmp_path / "file", tmp_path, "flight-0", ["champ", "a"])
     assert made.path == tmp_path / "flight-0"
     assert made.names == ["champ", "a"]
+
+
+def test_a_process_id_that_is_used_again_is_another_process(recorder: Flight, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder.begin(os.getpid(), 1.0)
+    assert recorder.is_alive
+    assert recorder.is_owned
+    with subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE) as other:
+        assert flight.started_at(other.pid) > flight.started_at(os.getpid())
+        recorder.begin(other.pid, 1.0)
+        assert other.stdin is not None
+        other.stdin.close()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert not recorder.is_alive  # ended, though not yet waited for
+    own = flight.started_at(os.getpid())
+    monkeypatch.setattr(flight, "started_at", lambda _: own + 1)
+    assert not recorder.is_owned

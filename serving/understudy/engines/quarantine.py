@@ -151,7 +151,8 @@ class Quarantine:
             if flight.is_owned or flight.ended or not flight.of_this_boot:
                 return
             if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
-                os.kill(flight.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(flight.pid, signal.SIGKILL)
             if flight.pid:
                 self.crashed(flight, "the engine process ended together with its replica")
         finally:
