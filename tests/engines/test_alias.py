@@ -127,11 +127,55 @@ def test_scales_for_another_type_of_kv_cache_are_not_taken() -> None:
 def test_bytes_are_told_apart_by_whose_they_are() -> None:
     from understudy.engines.alias import weights_of
 
+    model: Any = Model()
+    assert weights_of(model, 0).own_bytes == 4 * 4 * 4
+    assert weights_of(model, 1000).own_bytes == 1000  # packed: the files know better
+    model.layer.lora_a_stacked = (torch.zeros(16),)  # as vLLM keeps adapters
+    model.understudy_shared_bytes = 64  # as the loader leaves it
+    weights = weights_of(model, 1000)
+    assert (weights.shared_bytes, weights.own_bytes) == (64, 16 * 4)
+
+
+def test_a_weight_that_was_packed_away_is_taken_over_as_it_is() -> None:
     source, model = loaded(), on_meta()
+    source.layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     adopt(model, source)
-    model.register_parameter("adapter", nn.Parameter(torch.zeros(8)))
-    weights = weights_of(model, source)
-    assert (weights.shared_bytes, weights.own_bytes) == (4 * 4 * 4, 8 * 4)
-    model.layer.lora_a_stacked = (torch.zeros(16),)  # type: ignore[assignment]  # as vLLM keeps adapters
-    assert weights_of(model, source).own_bytes == 8 * 4 + 16 * 4
-    assert weights_of(source, None).own_bytes == 4 * 4 * 4
+    assert model.layer.weight.numel() == 0
+    assert model.layer.packed is source.layer.packed
+
+
+def test_the_ordinary_way_is_open_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failed attempt left in vLLM's tables is taken back before the second."""
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.layers import rotary_embedding
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from understudy.engines import alias
+
+    tables = SimpleNamespace(static_forward_context={"champion's": 1}, static_all_moe_layers=["x"])
+    config: Any = SimpleNamespace(
+        load_config=LoadConfig(load_format=alias.LOAD_FORMAT), compilation_config=tables, model_config=None
+    )
+    ropes = dict(rotary_embedding._ROPE_DICT)
+    seen = []
+
+    def attempt(*_: Any) -> None:
+        tables.static_forward_context["half built"] = 2
+        tables.static_all_moe_layers.append("y")
+        rotary_embedding._ROPE_DICT[("half built",)] = None  # type: ignore[index]
+        raise alias.CannotAlias("it does not fit")
+
+    def ordinary(self: Any, *_: Any) -> str:
+        assert tables.static_forward_context == {"champion's": 1}
+        assert tables.static_all_moe_layers == ["x"]
+        assert ropes == rotary_embedding._ROPE_DICT
+        seen.append(self.load_config.load_format)
+        return "a model"
+
+    monkeypatch.setattr(alias.AliasLoader, "_load", attempt)
+    monkeypatch.setattr(DefaultModelLoader, "load_model", ordinary)
+    loader = get_model_loader(config.load_config)
+    assert loader.load_model(config, SimpleNamespace(model="m")) == "a model"  # type: ignore[arg-type, comparison-overlap]
+    assert seen == ["auto"]
+    assert config.load_config.load_format == "auto"

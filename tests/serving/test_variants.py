@@ -128,7 +128,7 @@ def test_it_came_up_and_shares_what_it_can(running: World, name: str) -> None:
     shared, own = challenger.weights["shared_bytes"], challenger.weights["own_bytes"]
     if name in ALIASED:
         assert (own > 0) is (name == "lora")  # room for the adapter
-        assert shared > 500_000
+        assert shared > 400_000  # all of it, as bfloat16
     else:
         assert shared == 0
         assert own > 0

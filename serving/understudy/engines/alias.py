@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import ModelConfig, VllmConfig, replace
 from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -41,7 +41,7 @@ class CannotAlias(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of a model's parameters and adapters: those it shares with the champion, and its own."""
+    """Bytes of a model's weights: those it shares with the champion, and its own, adapters among them."""
 
     shared_bytes: int
     own_bytes: int
@@ -79,23 +79,30 @@ def identity(config: VllmConfig) -> tuple[Any, ...]:
     )
 
 
-def weights_of(model: nn.Module, source: nn.Module | None) -> Weights:
-    """Bytes of a model's weights, each storage once, told apart by whether ``source`` has it too."""
-    theirs = set() if source is None else set(storages(source))
-    mine = storages(model)
-    shared = sum(size for pointer, size in mine.items() if pointer in theirs)
-    return Weights(shared, sum(mine.values()) - shared)
+def weights_of(model: nn.Module, checkpoint_bytes: int) -> Weights:
+    """What a model that was built takes.
+
+    On the CPU loading packs weights into closures, where nobody can count them, so they are counted from the shapes
+    that were taken over, or from the files that were read (``checkpoint_bytes``; 0 is not known).
+    """
+    adapters = sum(bytes_of(tensor) for tensor in adapters_of(model))
+    shared: int | None = getattr(model, "understudy_shared_bytes", None)
+    if shared is not None:
+        return Weights(shared, adapters)
+    return Weights(0, adapters + (checkpoint_bytes or sum(bytes_of(parameter) for parameter in model.parameters())))
 
 
-def storages(model: nn.Module) -> dict[int, int]:
-    """Bytes by address, of parameters and of the room for adapters, which vLLM keeps as plain tuples of tensors."""
-    found = list(model.parameters())
+def adapters_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """The room for adapters, which vLLM keeps as plain tuples of tensors."""
     for module in model.modules():
         for key, value in vars(module).items():
             if key.startswith("lora_") and isinstance(value, tuple):
-                found += [tensor for tensor in value if isinstance(tensor, torch.Tensor)]
-    held = [tensor.untyped_storage() for tensor in found]
-    return {storage.data_ptr(): storage.nbytes() for storage in held if storage.nbytes()}
+                yield from (tensor for tensor in value if isinstance(tensor, torch.Tensor))
+
+
+def bytes_of(tensor: torch.Tensor) -> int:
+    """By shape: a tensor on the meta device has them too."""
+    return tensor.numel() * tensor.element_size()
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -129,11 +136,13 @@ class AliasLoader(BaseModelLoader):
             model = initialize_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
         if hasattr(model, "process_weights_after_loading"):
             raise CannotAlias("its class changes weights after loading")
+        shared_bytes = sum(bytes_of(parameter) for parameter in model.parameters())
         same_cache = vllm_config.cache_config.cache_dtype == self.source_config.cache_config.cache_dtype
         adopt(model, self.source, same_cache_dtype=same_cache)
         for module in model.modules():
             if is_attention(module) and hasattr(module, "process_weights_after_loading"):
                 module.process_weights_after_loading(model_config.dtype)
+        model.understudy_shared_bytes = shared_bytes
         return model.eval()
 
 
@@ -169,7 +178,9 @@ def adopt_module(name: str, module: nn.Module, other: nn.Module) -> None:
     is_plain = getattr(other, "quant_method", None) is None or "Unquantized" in type(other.quant_method).__name__
     for key, mine in module._parameters.items():
         their = other._parameters.get(key)
-        if is_plain and mine is not None and (their is None or (their.shape, their.dtype) != (mine.shape, mine.dtype)):
+        if mine is None or not is_plain or (their is not None and not their.numel()):  # packed away on the CPU
+            continue
+        if their is None or (their.shape, their.dtype) != (mine.shape, mine.dtype):
             raise CannotAlias(f"{name}.{key} has another shape or type than the champion's")
     module._parameters = dict(other._parameters)
     module._buffers = dict(other._buffers)
@@ -215,14 +226,16 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 @contextmanager
 def undone_on_failure(config: VllmConfig) -> Iterator[Any]:
     """Gives a function that takes back what building a model leaves in tables outside of it."""
-    layers = dict(config.compilation_config.static_forward_context)
-    experts = list(config.compilation_config.static_all_moe_layers)
-    ropes = dict(rotary_embedding._ROPE_DICT)
+    tables: list[Any] = [
+        config.compilation_config.static_forward_context,
+        config.compilation_config.static_all_moe_layers,
+        rotary_embedding._ROPE_DICT,
+    ]
+    before = [table.copy() for table in tables]
 
     def undo() -> None:
-        config.compilation_config.static_forward_context = layers
-        config.compilation_config.static_all_moe_layers = experts
-        rotary_embedding._ROPE_DICT.clear()
-        rotary_embedding._ROPE_DICT.update(ropes)
+        for table, content in zip(tables, before, strict=True):
+            table.clear()
+            (table.update if isinstance(table, dict) else table.extend)(content)
 
     yield undo

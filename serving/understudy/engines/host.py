@@ -129,7 +129,7 @@ def build(
             )
             refuse_if_too_large(plan, aliased=aliased)
             cores.append(Core(plan, config, index, is_champion=is_champion, wake=wake))
-            weights = weights_of(cores[-1].runner.model, None if champion is None else champion.runner.model)
+            weights = weights_of(cores[-1].runner.model, checkpoint_bytes(plan.engine_args["model"]))
         except Exception as fault:
             traceback.print_exc()
             events.send("failed", plan.name, error=f"{type(fault).__name__}: {fault}")
