@@ -102,7 +102,7 @@ def adapters_of(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def bytes_of(tensor: torch.Tensor) -> int:
     """By shape: a tensor on the meta device has them too."""
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
 
 
 @register_model_loader(LOAD_FORMAT)
