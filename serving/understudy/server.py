@@ -80,7 +80,7 @@ class Server:
         config, guard = parse(raw_config), Guard()
         compare = Comparators(config.compare, guard)
         record = await asyncio.to_thread(Recording.of, config.record, f"replica-{replica}")
-        engines = await (placements.start(config, record.log) if serve else placements.start_challengers(config))
+        engines = await (placements.start(config, record.log.parent) if serve else placements.start_challengers(config))
         archive = None
         try:
             from understudy.engines.vllm_engine import describe_parameters

@@ -158,8 +158,19 @@ def last_run(path: Path, engine: int = 0, how: str = "crash") -> None:
 def test_a_run_that_was_killed_as_a_whole_is_dealt_with_at_the_next_start(tmp_path: Path) -> None:
     last_run(tmp_path / "flight-0")
     assert Quarantine.open(tmp_path).names() == ["a"]
+    assert not (tmp_path / "flight-0").exists()
     Quarantine(tmp_path).lift(None)
     assert Quarantine.open(tmp_path).names() == []  # not a second time
+
+
+def test_what_one_replica_writes_another_sees(tmp_path: Path) -> None:
+    """A replica that is replaced and its successor overlap, and resume is answered by any of several."""
+    here, there = Quarantine(tmp_path), Quarantine(tmp_path)
+    here.put_in("a", "it hung")
+    assert there.why("a") is not None
+    there.put_in("b", "it hung too")
+    assert here.lift(None) == ["a", "b"]
+    assert there.why("b") is None
 
 
 def test_one_that_ended_on_purpose_is_none(tmp_path: Path) -> None:

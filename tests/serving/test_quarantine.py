@@ -116,7 +116,7 @@ def test_a_challenger_that_hangs_is_quarantined_and_the_champion_serves_as_befor
     assert [ask(server, number) for number in range(4)] == expected
     counts = server.settled()["counts"]
     assert counts["shed"]["quarantined"] >= 4
-    assert (folder / "record" / "replica-0" / "quarantine.json").exists()
+    assert (folder / "record" / "quarantine.json").exists()
 
 
 def test_resume_lifts_it_and_says_when_it_comes_back(server: Running) -> None:

@@ -257,7 +257,7 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
     does not load in time there, is quarantined, and everything is started again without it.
 
     Args:
-        folder: the replica's own, for the quarantine and the flight recorders; without one they end with the engines.
+        folder: the record's, for the quarantine and the flight recorders; without one they end with the engines.
 
     Raises:
         ConfigError: the placement or the champion cannot be had.
@@ -387,7 +387,7 @@ def launch(
             has_champion=has_champion and group[0] == 0,
             environment=settings,
             on_dead=deaths.tell,
-            flight=flight.create(engines.home, Path(engines.folder), f"flight-{number}", names),
+            flight=flight.create(engines.home, Path(engines.folder), f"flight-{os.getpid()}-{number}", names),
             on_crash=engines.crashed,
             max_step_ms=config.shadow.max_step_ms,
             min_device_share=config.shadow.min_device_share,

@@ -1,12 +1,13 @@
 """Quarantine: challengers that are not started again because they took the engine process with them.
 
-A marker file, ``quarantine.json``, in the replica's own folder of the record. It holds the challengers in quarantine,
+A marker file, ``quarantine.json``, in the folder of the record, one for all replicas that record there: who replaces a
+replica may have another rank, and a route is answered by any of them. It holds the challengers in quarantine,
 each with why and since when, and the crashes of late for which nobody was to blame:
 
     {"v": 1, "quarantined": {"w8a8": {"why": "...", "at_unix_s": 1795510800.0}},
      "crashes": [{"at_unix_s": 1795510800.0, "why": "..."}]}
 
-``understudy shadow resume`` takes a challenger out; it comes back when the replica starts the next time.
+``understudy shadow resume`` takes a challenger out; it comes back when a replica starts the next time.
 
 Who is to blame: the challenger that was at work when the process ended. If nobody was, or the champion, nobody is, the
 first time: a second crash within CRASH_WINDOW_S puts every challenger of the process in, because a fault of one can
@@ -54,10 +55,10 @@ class Crash:
 
 
 class Quarantine:
-    """The marker file of one replica.
+    """The marker file, as one replica sees it; what others write is seen too.
 
     Args:
-        folder: the replica's own; None for one that ends with this object.
+        folder: the record's; None for one that ends with this object.
         wall: seconds of the wall clock.
     """
 
@@ -66,21 +67,23 @@ class Quarantine:
         self._wall = wall
         self._quarantined: dict[str, Quarantined] = {}
         self._crashes: list[Crash] = []
+        self._seen_ns = 0
         self._read()
 
     @staticmethod
     def open(folder: Path | None) -> Quarantine:
-        """The replica's, with what its last run left to deal with; the folder is made where it is not there yet."""
+        """The marker, with what replicas that are gone left to deal with; the folder is made where there is none."""
         quarantine = Quarantine(folder)
         if folder is not None:
             with suppress(OSError):  # a store that cannot be written; whoever writes to it says so
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in sorted(folder.glob("flight-*")):
                 quarantine.take_up(path)
         return quarantine
 
     def why(self, name: str) -> Quarantined | None:
         """Why a challenger is in quarantine; None where it is not."""
+        self._read()
         return self._quarantined.get(name)
 
     def names(self) -> list[str]:
@@ -89,12 +92,14 @@ class Quarantine:
 
     def put_in(self, name: str, why: str) -> None:
         """Quarantine a challenger. The first reason stays: what follows from it says less."""
+        self._read()
         self._quarantined.setdefault(name, Quarantined(why, self._wall()))
         log.error("challenger %s is quarantined: %s", name, why)
         self._write()
 
     def lift(self, name: str | None) -> list[str]:
         """Take one challenger out, or all. The crashes are forgotten too. Returns who was in."""
+        self._read()
         lifted = [each for each in self._quarantined if name in (None, each)]
         for each in lifted:
             del self._quarantined[each]
@@ -119,6 +124,7 @@ class Quarantine:
         challengers = names[1:]
         if not challengers:  # the champion alone, or a challenger in a process of its own
             return []
+        self._read()
         now_s = self._wall()
         self._crashes = [crash for crash in self._crashes if 0.0 <= now_s - crash.at_unix_s <= CRASH_WINDOW_S]
         if at_work.core is not None and 0 < at_work.core < len(names):
@@ -139,7 +145,7 @@ class Quarantine:
         return blamed
 
     def take_up(self, path: Path) -> None:
-        """Deal with the recorder of an earlier run, whose API process is gone and could not do so itself."""
+        """Deal with the recorder of a replica whose API process is gone, if it did not do so itself; remove it."""
         try:
             flight = Flight(path)
         except FileNotFoundError:
@@ -148,7 +154,11 @@ class Quarantine:
             log.warning("the flight recorder of the last run cannot be read: %s", fault)
             return
         try:
-            if flight.is_owned or flight.ended or not flight.of_this_boot:
+            if flight.is_owned:
+                return
+            with suppress(OSError):
+                path.unlink()
+            if flight.ended or not flight.of_this_boot:
                 return
             if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
                 with suppress(ProcessLookupError):
@@ -162,13 +172,17 @@ class Quarantine:
         if self._path is None:
             return
         try:
+            written_ns = self._path.stat().st_mtime_ns
+            if written_ns == self._seen_ns:
+                return
             raw = json.loads(self._path.read_text(encoding="utf-8"))
             self._quarantined = {name: Quarantined(**entry) for name, entry in raw["quarantined"].items()}
             self._crashes = [Crash(**entry) for entry in raw["crashes"]]
+            self._seen_ns = written_ns
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            log.error("%s cannot be read, nobody is in quarantine: %s", self._path, fault)
+            log.error("%s cannot be read, what it says is not known: %s", self._path, fault)
 
     def _write(self) -> None:
         """Whole or not at all. Where the disk does not take it, it holds until this process ends; the log says so."""
@@ -187,5 +201,6 @@ class Quarantine:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self._path)
+            self._seen_ns = self._path.stat().st_mtime_ns
         except OSError as fault:
             log.error("%s cannot be written, the next start will not know of it: %s", self._path, fault)
