@@ -217,7 +217,7 @@ def attach(core: Any) -> None:
 
 
 def attach_worker(worker: Any) -> None:
-    """Runs in the worker, which with tensor parallelism is a process of its own; of a pipeline only the last proposes."""
+    """Runs in the worker, which may be a process of its own; of a pipeline only the last stage proposes."""
     runner = worker.model_runner
     if hasattr(runner, "drafter"):
         runner.drafter.attach(runner)
