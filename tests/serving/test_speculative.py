@@ -197,7 +197,6 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "logit_bias_seed": {"temperature": 1.0, "seed": 8, "logit_bias": {40: 4.0}},
     "penalties_seed": {"temperature": 0.8, "seed": 8, "repetition_penalty": 1.2},
     "n": {"temperature": 0.9, "seed": 9, "n": 3},
-    "n_with_drafts": {"temperature": 1.0, "top_k": 1, "n": 3},  # sampled, and yet there is only one choice
     "max_tokens": {"max_tokens": 1},
     "context_full": {"max_tokens": 511},
 }
