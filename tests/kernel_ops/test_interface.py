@@ -87,8 +87,8 @@ def usual_lines(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_cpu_path_takes_a_fiftieth_of_the_memory(dtype: torch.dtype) -> None:
     """At 512 tokens and a vocabulary of 32000; two models against what the usual lines take for one."""
-    hidden, weight = torch.randn(512, 256).to(dtype), torch.randn(32000, 256).to(dtype)
-    targets, other = torch.randint(32000, (512,)), torch.randn(32000, 256).to(dtype)
+    hidden, weight = torch.randn(512, 512).to(dtype), torch.randn(32000, 512).to(dtype)
+    targets, other = torch.randint(32000, (512,)), torch.randn(32000, 512).to(dtype)
     usual = allocated_bytes(lambda: usual_lines(hidden, weight, targets))
     assert usual >= 512 * 32000 * 8
     of_score = allocated_bytes(lambda: score(hidden, weight, targets))

@@ -28,7 +28,7 @@ SMALLEST = 1e-30
 def divergence(p: Source, q: Source, targets: Tensor, *, js: bool) -> Divergences:
     """See understudy_kernels.divergence.divergence. Arguments are checked already, and on the CPU."""
     divergences = empty_divergences(p.num_tokens, p.device, js)
-    for rows in row_ranges(p.num_tokens):
+    for rows in row_ranges(p, q):
         found = divergence_rows(p, q, targets[rows], rows, js)
         for name in Divergences.__slots__:
             if (column := getattr(divergences, name)) is not None:
@@ -77,8 +77,8 @@ class Pair:
         never_p, never_q = (a == float("-inf"), b == float("-inf")) if excluded else (None, None)
 
         self._shift(self._p.raise_largest(a, start), self._q.raise_largest(b, start))
-        self._p.add(a, exp_a)
-        self._q.add(b, exp_b)
+        self._p.add(a, exp_a, keep=True)
+        self._q.add(b, exp_b, keep=True)
         self._h += (exp_a * exp_b).sqrt_().sum(-1, keepdim=True)
         difference = a.sub_(b)
         self._r_pq += torch.linalg.vecdot(exp_a, difference)[:, None]

@@ -30,7 +30,9 @@ class Online:
         """Take a tile's maximum in: the argmax and the sums follow it. Returns the shift, finite and at most 0."""
         in_tile = logits.amax(-1, keepdim=True)
         (better,) = torch.where((in_tile > self.largest)[:, 0])
-        if better.numel():  # argmax is slow, and few rows find a new one in a later tile
+        if 4 * len(better) > len(logits):  # a copy of most of the tile would cost memory
+            self.argmax[better] = logits.argmax(-1)[better] + start
+        elif len(better):  # argmax is slow, and few rows find a new one in a later tile
             self.argmax[better] = logits[better].argmax(-1) + start
         largest = torch.maximum(self.largest, in_tile)
         shift = self.largest.sub(finite(largest)).clamp_(min=LOWEST)
@@ -40,12 +42,13 @@ class Online:
         self.largest = largest
         return shift
 
-    def add(self, logits: Tensor, exponentials: Tensor) -> None:
-        """Add a tile after raise_largest. Leaves logits - m in ``logits`` and their exp in ``exponentials``."""
+    def add(self, logits: Tensor, exponentials: Tensor, *, keep: bool) -> None:
+        """Add a tile after raise_largest. Leaves logits - m in ``logits``, with ``keep`` also their exp."""
         logits.sub_(finite(self.largest)).clamp_(min=LOWEST)
         torch.exp(logits, out=exponentials)
         self.sum += exponentials.sum(-1, keepdim=True)
-        self.weighted += torch.linalg.vecdot(exponentials, logits)[:, None]
+        weighted = exponentials * logits if keep else exponentials.mul_(logits)
+        self.weighted += weighted.sum(-1, keepdim=True)
 
     def logsumexp(self) -> Tensor:
         """[rows]."""

@@ -1,7 +1,8 @@
 """score in plain PyTorch: the CPU path. One sweep over the vocabulary, one matrix product for each tile.
 
-Memory: two tiles of 1 MiB, the widened hidden states of 512 positions and 2 MiB of the weight where they are of 16 bits
-(not for float32), and 64 rows of the weight, whatever the vocabulary.
+Memory, whatever the vocabulary: two tiles of at most 1 MiB and 32 rows of the weight; for 16-bit inputs also 0.75 MiB of
+the widened weight and the hidden states of 256 to 512 positions (2 MiB up to a hidden size of 2048, then in
+proportion), or with rounding of bfloat16 half a tile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from understudy_kernels.source import Source
 def score(source: Source, targets: Tensor) -> Scores:
     """See understudy_kernels.score.score. Arguments are checked already, and on the CPU."""
     scores = empty_scores(source.num_tokens, source.device)
-    for rows in row_ranges(source.num_tokens):
+    for rows in row_ranges(source):
         score_rows(source, targets[rows], rows, scores)
     return scores
 
@@ -37,7 +38,7 @@ def score_rows(source: Source, targets: Tensor, rows: slice, scores: Scores) -> 
         put_targets(logits, targets, target_logits, start, stop)
         num_larger += torch.gt(logits, target_logits, out=scratch).sum(-1, keepdim=True)
         online.raise_largest(logits, start)
-        online.add(logits, scratch)
+        online.add(logits, scratch, keep=False)
     outside = (targets < 0) | (targets >= source.vocab_size)
     logsumexp = online.logsumexp()
     scores.logprob[rows] = target_logits[:, 0] - logsumexp

@@ -17,15 +17,25 @@ from understudy_kernels.source import Head, Logits, Source, is_tied
 
 MAX_ROWS = 512
 TILE_BYTES = 1 << 20
-WIDENED_BYTES = 1 << 21
-TARGET_ROWS = 64
+WIDENED_BYTES = 3 << 18
+HIDDEN_BYTES = 1 << 21
+MIN_WIDENED_ROWS = 256
+TARGET_ROWS = 32
 MIN_COLUMNS = 64
 
 
-def row_ranges(num_tokens: int) -> Iterator[slice]:
-    """The positions, MAX_ROWS at a time."""
-    for start in range(0, num_tokens, MAX_ROWS):
-        yield slice(start, min(start + MAX_ROWS, num_tokens))
+def row_ranges(*sources: Source) -> Iterator[slice]:
+    """The positions, MAX_ROWS at a time; fewer where their hidden states would take much when widened.
+
+    Not fewer than MIN_WIDENED_ROWS: the weight is widened anew for each range.
+    """
+    num_rows, num_tokens = MAX_ROWS, sources[0].num_tokens
+    for source in sources:
+        if isinstance(source, Head) and widens(source):
+            fit = HIDDEN_BYTES // (4 * max(1, source.hidden.shape[1]))
+            num_rows = min(num_rows, max(MIN_WIDENED_ROWS, fit))
+    for start in range(0, num_tokens, num_rows):
+        yield slice(start, min(start + num_rows, num_tokens))
 
 
 def num_columns(num_rows: int, *sources: Source) -> int:
