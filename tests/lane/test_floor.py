@@ -71,7 +71,8 @@ async def test_its_faults_count_against_nobody(fault: Exception, reason: str, sw
         assert stage.lane.sides["fake"].breaker.state == "closed"
         status = stage.lane.status()
         assert status["swallowed"] == swallowed
-        assert status["noise_floor"] == {"fraction": 1.0, "ready": True, "detail": "", "counts": {reason: 1}}
+        assert status["noise_floor"]["counts"] == {reason: 1}
+        assert status["noise_floor"]["ready"]
 
 
 @in_loop

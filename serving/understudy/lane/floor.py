@@ -113,13 +113,14 @@ class NoiseFloor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def status(self) -> Mapping[str, Any]:
-        """For people: whether it can run, and how many of its runs ended how."""
+        """For people: whether it can run, how its runs ended, and whether its weights are the champion's."""
         health = None if self.engine is None else self.engine.health()
         return {
             "fraction": self.fraction,
             "ready": health is not None and health.ready,
             "detail": "" if health is None else health.detail,
             "counts": dict(self._counts),
+            "weights": dict(getattr(self.engine, "weights", {})),
         }
 
     async def _run(self, exchange: Exchange) -> Floor:
