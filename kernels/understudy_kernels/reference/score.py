@@ -1,8 +1,8 @@
 """score in plain PyTorch: the CPU path. One sweep over the vocabulary, one matrix product for each tile.
 
-Memory, whatever the vocabulary: two tiles of at most 1 MiB and 32 rows of the weight; for 16-bit inputs also 0.75 MiB of
-the widened weight and the hidden states of 256 to 512 positions (2 MiB up to a hidden size of 2048, then in
-proportion), or with rounding of bfloat16 half a tile.
+Memory, whatever the vocabulary: two tiles of at most 1 MiB and 32 rows of the weight. 16-bit inputs also take 0.75 MiB
+for the widened weight and as much as 256 to 512 positions' hidden states take in float32 (2 MiB up to a hidden size of
+2048, then in proportion); bfloat16 with rounding takes half a tile instead.
 """
 
 from __future__ import annotations
