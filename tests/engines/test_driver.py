@@ -234,11 +234,11 @@ def test_only_faults_in_a_row_count(stage: Stage) -> None:
 
 
 def test_the_limit_follows_the_longest_slice_and_reaches_the_core(stage: Stage) -> None:
-    stage.a.steps, stage.a.slices = 3, (0.020, 0.001)
+    stage.a.steps, stage.a.slices = 4, (0.020, 0.001)
     stage.run()
-    assert stage.a.limits == [64, 32, 16]
-    assert stage.flight.steps(1).max_tokens == stage.limits["a"].tokens == 8
-    assert stage.flight.steps(1).over_limit == 3
+    assert stage.a.limits == [64, 64, 32, 32]
+    assert stage.flight.steps(1).max_tokens == stage.limits["a"].tokens == 16
+    assert stage.flight.steps(1).over_limit == 4
     assert stage.champion.limits == []
 
 
@@ -277,11 +277,11 @@ def test_a_step_that_the_device_has_not_finished_is_not_waited_for(stage: Stage)
 
 def test_where_steps_are_launched_the_devices_time_counts_and_not_the_calls(stage: Stage) -> None:
     stage.a.steps, stage.a.slices = 3, (0.0001,)
-    stage.a.on_device = [[], [(64, 0.020)], [(64, 0.004), (32, 0.005)]]
+    stage.a.on_device = [[], [(64, 0.020), (64, 0.020)], [(64, 0.004), (32, 0.005)]]
     stage.run()
     assert stage.a.limits == [64, 64, 32]
     steps = stage.flight.steps(1)
-    assert (steps.slices, steps.longest_ms, steps.over_limit, steps.busy_s) == (3, 20.0, 1, 0.029)
+    assert (steps.slices, steps.longest_ms, steps.over_limit, round(steps.busy_s, 9)) == (4, 20.0, 2, 0.049)
 
 
 def test_the_recorder_says_who_is_at_work(stage: Stage) -> None:

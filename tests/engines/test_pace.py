@@ -47,16 +47,43 @@ def test_a_step_with_little_to_do_says_nothing_about_large_ones() -> None:
     assert limit.tokens == 64
 
 
-def test_one_slow_step_does_not_undo_everything() -> None:
+def test_one_slow_step_moves_nothing() -> None:
     limit = StepLimit(0.010, 512, 512)
+    limit.saw(512, 3.0)
+    assert limit.tokens == 512
+    settle(limit, 0.0, 1e-6, steps=3)
+    limit.saw(512, 3.0)  # again, but long after
+    assert limit.tokens == 512
+
+
+def test_two_that_are_close_halve_it_at_most() -> None:
+    limit = StepLimit(0.010, 512, 512)
+    limit.saw(512, 3.0)
     limit.saw(512, 3.0)
     assert limit.tokens == 256
 
 
-def test_a_small_step_that_is_slow_makes_the_next_one_smaller_still() -> None:
+def test_small_steps_that_are_slow_lower_it_step_by_step() -> None:
     limit = StepLimit(0.010, 512, 512)
-    limit.saw(16, 0.015)
-    assert limit.tokens == 10
+    for _ in range(2):
+        limit.saw(16, 0.0125)
+    assert limit.tokens == 409
+    settle(limit, 0.020, 0.0, wanted=4)
+    assert limit.tokens == 1
+
+
+def test_noise_on_small_steps_leaves_room_for_large_ones() -> None:
+    """Every tenth step of a generation is too long for no fault of its own; then a prompt is read."""
+    limit = StepLimit(0.010, 512, 512)
+    for number in range(400):
+        limit.saw(4, 0.030 if number % 10 == 0 else 0.001)
+    assert limit.tokens == 512
+
+
+def test_what_noise_took_is_soon_given_back() -> None:
+    limit = StepLimit(0.010, 512, 8)
+    settle(limit, 0.001, 1e-6, steps=6)
+    assert limit.tokens == 512
 
 
 def share_of_challengers(fraction: float, champion_step_s: float, slice_s: float, total_s: float = 1000.0) -> float:

@@ -6,17 +6,26 @@ Share       what shadow.min_device_share guarantees to the challengers while the
 
 from __future__ import annotations
 
+from collections import deque
+
 ROOM = 0.8  # the limit grows only while slices take less than this part of what they may
 GROWTH = 1.25
-MAX_SHRINK = 0.5  # at once: one slow step is often somebody else's fault
+AMPLE_ROOM = 0.5  # below this part it grows faster, so that what noise took is soon given back
+FAST_GROWTH = 2.0
+MAX_SHRINK = 0.5
+SUSPECT_AFTER, WITHIN = 2, 4  # too long twice within four steps: one slow step is often somebody else's fault
 
 
 class StepLimit:
     """Tokens that a challenger's next step may have.
 
     A slice's time grows with the tokens in the step, by how much depends on the model, the device and on what the
-    tokens are for. So it is measured: a step whose longest slice took too long makes the next one smaller in
-    proportion, one that used its limit up in less than ROOM of the time lets it grow by GROWTH.
+    tokens are for. So it is measured: steps whose longest slice took too long, SUSPECT_AFTER of WITHIN, make the next
+    one smaller in proportion; one that used its limit up in less than ROOM of the time lets it grow.
+
+    One step alone moves nothing: on a machine that does other things too, slices of a few tokens are now and then too
+    long for no fault of theirs, and a limit that followed them would make the shadow crawl (eight tokens a step, a
+    fifth of the work done in the same busy time).
 
     Args:
         max_slice_s: what the longest slice of a step may take.
@@ -24,22 +33,26 @@ class StepLimit:
         first: the limit before anything is known.
     """
 
-    __slots__ = ("_max_tokens", "max_slice_s", "tokens")
+    __slots__ = ("_late", "_max_tokens", "max_slice_s", "tokens")
 
     def __init__(self, max_slice_s: float, max_tokens: int, first: int) -> None:
         self.max_slice_s = max_slice_s
         self._max_tokens = max_tokens
+        self._late: deque[bool] = deque(maxlen=WITHIN)
         self.tokens = max(1, min(first, max_tokens))
 
     def saw(self, tokens: int, longest_slice_s: float) -> None:
         """A step with ``tokens`` had this longest slice."""
         if tokens <= 0:
             return
-        if longest_slice_s > self.max_slice_s:
-            factor = max(MAX_SHRINK, self.max_slice_s / longest_slice_s)
-            self.tokens = max(1, min(self.tokens, int(tokens * factor)))
+        self._late.append(longest_slice_s > self.max_slice_s)
+        if self._late[-1]:
+            if sum(self._late) >= SUSPECT_AFTER:
+                self._late.clear()
+                self.tokens = max(1, int(self.tokens * max(MAX_SHRINK, self.max_slice_s / longest_slice_s)))
         elif tokens >= self.tokens and longest_slice_s < ROOM * self.max_slice_s:
-            self.tokens = min(self._max_tokens, max(self.tokens + 1, int(self.tokens * GROWTH)))
+            factor = FAST_GROWTH if longest_slice_s < AMPLE_ROOM * self.max_slice_s else GROWTH
+            self.tokens = min(self._max_tokens, max(self.tokens + 1, int(self.tokens * factor)))
 
 
 class Share:
