@@ -4,6 +4,7 @@ make bench-kernels                                     # this and score, results
 .venv/bin/python -m benchmarks.kernel_ops.bench_divergence --regimes 8192,4096,128256,bfloat16
 
 ours, ours again      divergence(): Triton on a GPU, tiled PyTorch on the CPU; the second is the noise
+ours, rounded         the same, rounding the products to the inputs' dtype as the models' own heads do (as eager does)
 ours, with js         with the second sweep
 ours, tied            both models with the first one's head (another result, so no deviation)
 eager                 what one writes: both logits, float32 log_softmax, sums
@@ -75,6 +76,9 @@ def make_arms(regime: Regime, device: torch.device) -> dict[str, Arm | Absent]:
     return {
         "ours": ours,
         "ours again": ours,
+        "ours, rounded": Absent("inputs are float32: nothing to round")
+        if wide
+        else Arm(lambda: divergence(*inputs, round_logits=True), lambda found: found.kl_pq),
         "ours, with js": Arm(lambda: divergence(*inputs, js=True), lambda found: found.kl_pq),
         "ours, tied": Arm(lambda: divergence(hidden_p, weight_p, hidden_q, weight_p, targets)),
         "eager": Arm(lambda: eager(models[0], models[1], targets), first),

@@ -3,6 +3,8 @@
 make bench-kernels                                     # this and divergence, results under benchmarks/results/
 .venv/bin/python -m benchmarks.kernel_ops.bench_score --regimes 512,1024,32000,bfloat16 --without torch.compile
 
+ours, rounded         rounding the product to the inputs' dtype as a model's own head does: what eager, compiled
+                      and vLLM compute from 16-bit inputs, and what the server scores with
 ours, ours again      score(): Triton on a GPU, tiled PyTorch on the CPU; the second is the noise
 eager                 what one writes: logits, float32 log_softmax, gather, count, entropy
 eager, wide           the same with inputs widened to float32 first: as exact as ours (16-bit inputs on the CPU only)
@@ -74,6 +76,9 @@ def make_arms(regime: Regime, device: torch.device) -> dict[str, Arm | Absent]:
     return {
         "ours": ours,
         "ours again": ours,
+        "ours, rounded": Absent("inputs are float32: nothing to round")
+        if wide
+        else Arm(lambda: score(*inputs, round_logits=True), lambda found: found.logprob),
         "eager": Arm(lambda: eager(*inputs), first),
         "eager, wide": Absent("inputs are float32 already")
         if wide
