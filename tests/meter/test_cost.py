@@ -30,7 +30,8 @@ def test_device_time_and_energy_have_a_price() -> None:
     assert usd(Share(3600.0), PRICES) == pytest.approx(3.6)
     assert usd(Share(0.0, 3.6e6), PRICES) == pytest.approx(0.36)
     assert usd(Share(10.0, 1000.0), Prices(usd_per_device_hour=3.6)) == pytest.approx(0.01)
-    assert usd(Share(10.0), Prices(usd_per_kwh=0.36)) == 0.0  # nothing measured the energy
+    assert usd(Share(10.0), Prices(usd_per_kwh=0.36)) is None  # nothing measured the energy
+    assert usd(Share(10.0, 0.0), Prices(usd_per_kwh=0.36)) == 0.0  # measured, and none
 
 
 def test_a_champion() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pynvml
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,14 +21,17 @@ from understudy.lane.guard import Guard
 from understudy.meter.caps import Caps
 from understudy.meter.exposition import EngineRegistry, Exposition, PrometheusSink, metrics_app
 from understudy.meter.gaps import middle_s
-from understudy.meter.meter import DRAFTED, ONE_PROCESS, Group, Meter
+from understudy.meter.meter import DRAFTED, NO_ENERGY_PRICE, ONE_PROCESS, Group, Meter
 from understudy.meter.metrics import BY_NAME, METRICS, Labels, Metric, Metrics
+from understudy.meter.nvml import NvmlSource
 from understudy.meter.publish import ExchangeMetrics, publish_meter
 from understudy.meter.reading import DeviceReading
 from understudy.meter.sampler import Sampler
 from understudy.meter.station import Heard
 from understudy.meter.traffic import Finished, Kind, Traffic
 from understudy.types import Comparison, Ending, Measured, State
+
+from .fake_nvml import FakeNvml
 
 
 @dataclass
@@ -170,6 +174,73 @@ async def test_only_an_allocator_is_asked_again() -> None:
     await bench.meter._ask_for_memory()
     assert bench.meter.memory["champ"]["allocator"]["peak_allocated_bytes"] == 9
     assert bench.meter.memory["rival"] == {"weights_bytes": 5}
+
+
+# Devices whose counters are another's, and figures that nothing measures
+
+
+def mig(*groups: tuple[str, ...], prices: Prices | None = None) -> tuple[Meter, float]:
+    """A meter over the fixture's MIG instances after 2 s busy, and the joules that their GPU took."""
+    library, clock = FakeNvml(), Clock()
+    library._gpus[2]["energy_mj"] = [10_000] * sum(len(each) for each in groups) + [600_000]
+    sampler = Sampler(NvmlSource(["2"], library=library, clock=clock))
+    engines = [CountedEngine(f"m{number}", "challenger") for number in range(len(groups))]
+    made = [Group([engine], devices) for engine, devices in zip(engines, groups, strict=True)]
+    meter = Meter(made, sampler, prices or Prices(), Caps(Limits(), clock), Guard(), clock)
+    sampler.sample()
+    meter.tick()
+    clock.advance(2.0)
+    for engine in engines:
+        engine.used_s += 2.0
+    sampler.sample()
+    meter.tick()
+    return meter, 590.0
+
+
+def test_two_mig_instances_of_one_gpu_in_a_group_have_its_joules_once() -> None:
+    meter, joules = mig(("gpu2/mig0", "gpu2/mig2"))
+    assert meter.share("m0").energy_joules == pytest.approx(joules)
+    assert "share its counter" not in " ".join(meter.status()["cannot_say"])
+
+
+def test_groups_on_instances_of_one_gpu_have_no_joules_and_the_status_says_why() -> None:
+    meter, _ = mig(("gpu2/mig0",), ("gpu2/mig2",), prices=Prices(usd_per_kwh=0.36))
+    assert [meter.share(name).energy_joules for name in ("m0", "m1")] == [None, None]
+    assert meter.idle().energy_joules is None
+    assert meter.usd("m0") is None
+    assert [meter.share(name).device_s for name in ("m0", "m1")] == pytest.approx([2.0, 2.0])
+    said = meter.status()["cannot_say"]
+    assert "energy of gpu2: several engine processes share its counter, and nothing tells them apart" in said
+
+
+def test_a_price_of_energy_that_nothing_measures_is_no_price_and_is_said() -> None:
+    bench = Bench(Prices(usd_per_kwh=0.36))
+    bench.device.joules = None  # type: ignore[assignment]
+    bench.sampler.latest = {}
+    bench.clock.advance(2.0)
+    bench.champion.used_s += 1.0
+    bench.meter.tick()
+    sink = Remembers()
+    publish_meter(bench.meter, Metrics([sink]))
+    status = bench.meter.status()
+    assert status["shadow"]["usd"] is status["shadow"]["usd_per_hour"] is None
+    assert status["models"]["champ"]["cost"]["usd"] is None
+    assert NO_ENERGY_PRICE in status["cannot_say"]
+    assert "understudy_shadow_usd_per_hour" not in [name for name, _, _ in sink.seen]
+    assert ("understudy_cost_usd_total", "champ") not in sink.counted
+
+
+def test_a_throttle_reading_that_is_not_to_be_had_is_not_published() -> None:
+    library = FakeNvml()
+    library._gpus[1]["throttle"] = {"error": pynvml.NVML_ERROR_NOT_SUPPORTED}
+    clock, sink = Clock(), Remembers()
+    sampler = Sampler(NvmlSource(["0", "1"], library=library, clock=clock))
+    meter = Meter([], sampler, Prices(), Caps(Limits(), clock), Guard(), clock)
+    sampler.sample()
+    publish_meter(meter, Metrics([sink]))
+    told = {labels["device"]: value for name, value, labels in sink.seen if name == "understudy_device_throttled"}
+    assert told == {"gpu0": 1.0}
+    assert "gpu1: throttle_reasons: Not Supported" in meter.status()["cannot_say"]
 
 
 # Caps, through the lane

@@ -26,6 +26,7 @@ def test_every_figure_in_base_units() -> None:
     assert reading.throttle_reasons == ("power_cap",)
     assert reading.process_bytes == {4242: 41943040000}  # NVML does not know the other's
     assert reading.missing == {}
+    assert reading.counter == "gpu0"
 
 
 def test_what_a_card_does_not_count_is_missing_with_nvmls_words_and_the_rest_is_there() -> None:
@@ -49,9 +50,11 @@ def test_a_mig_instance_has_its_own_memory_and_says_that_the_counters_are_the_wh
     assert first.process_bytes == {777: 9663676416}
     assert first.power_watts == 200.0
     assert first.missing["power_watts"] == first.missing["energy_joules"] == WHOLE_GPU
+    assert [each.counter for each in (first, second)] == ["gpu2", "gpu2"]
     by_uuid = "MIG-0b0b0b0b-0000-1111-2222-333333333333"
     (named,) = NvmlSource([by_uuid], library=library).read()
     assert (named.device, named.memory_used_bytes) == (f"gpu2/{by_uuid}", 4294967296)
+    assert named.counter == "gpu2"
 
 
 def test_all_devices_where_none_is_named() -> None:

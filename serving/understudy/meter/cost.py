@@ -75,11 +75,15 @@ class Projection:
 
 
 def usd(share: Share, prices: Prices) -> float | None:
-    """The price of a share; None where no price was given. Energy that nothing measures costs nothing here."""
-    if prices.usd_per_device_hour is None and prices.usd_per_kwh is None:
-        return None
-    energy = (share.energy_joules or 0.0) / JOULES_PER_KWH * (prices.usd_per_kwh or 0.0)
-    return share.device_s / 3600 * (prices.usd_per_device_hour or 0.0) + energy
+    """The price of a share: of its device time and its energy, each where it has a price and was measured.
+
+    None where neither is: no price was given, or only that of energy, which nothing measures. Energy that nothing
+    measures is left out of the price of device time (the meter's cannot_say tells).
+    """
+    of_time = None if prices.usd_per_device_hour is None else share.device_s / 3600 * prices.usd_per_device_hour
+    if prices.usd_per_kwh is None or share.energy_joules is None:
+        return of_time
+    return (of_time or 0.0) + share.energy_joules / JOULES_PER_KWH * prices.usd_per_kwh
 
 
 def cost(share: Share, traffic: Traffic, seconds: float, prices: Prices) -> Cost:

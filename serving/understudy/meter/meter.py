@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -35,6 +36,8 @@ ONE_PROCESS = (
     "resident memory and the allocator's figures are the engine process's: models that share it cannot be told apart"
 )
 
+CONTESTED = "several engine processes share its counter, and nothing tells them apart"
+NO_ENERGY_PRICE = "usd_per_kwh: the energy of some or all models is not measured, and is in no price of theirs"
 DRAFTED = "it answers with the champion's answer as its draft; promoted it would have none, and take more"
 
 
@@ -151,10 +154,10 @@ class Meter:
         """Its price."""
         return usd(self.share(name), self._prices)
 
-    @property
-    def has_prices(self) -> bool:
-        """Whether there is any money in the figures."""
-        return self._prices != Prices()
+    def shadow_usd_per_hour(self) -> float | None:
+        """What all challengers cost, over the last minute; None where they have no price."""
+        priced = usd(self._shadow_share(), self._prices)
+        return None if priced is None else self.caps.rates()[1]
 
     @property
     def device_fault(self) -> str | None:
@@ -192,7 +195,7 @@ class Meter:
             models[engine.name]["promoted"] = None if promoted is None else asdict(promoted)
         return {
             "models": models,
-            "shadow": self._shadow([self.share(engine.name) for engine in challengers]),
+            "shadow": self._shadow(),
             "idle": asdict(self.idle()),
             "devices": [asdict(reading) for reading in self.devices.values()],
             "method": METHOD,
@@ -249,12 +252,21 @@ class Meter:
             self.caps.took(share.device_s / group.num_devices, usd(share, self._prices))
 
     def _energy(self, group: Group) -> tuple[float, float] | None:
-        """(when, joules) of the group's devices; None unless all of them count."""
-        readings = [self._sampler.latest[device] for device in group.devices if device in self._sampler.latest]
-        joules = [reading.energy_joules for reading in readings if reading.energy_joules is not None]
-        if not readings or len(joules) < len(group.devices):
+        """(when, joules) of the group's counters, each once; None unless all its devices count, for it alone."""
+        readings = self._readings(group)
+        joules = {each.counter: each.energy_joules for each in readings if each.energy_joules is not None}
+        counting = sum(each.energy_joules is not None for each in readings)
+        if not readings or counting < len(group.devices) or joules.keys() & self._contested():
             return None
-        return readings[0].at_s, sum(joules)
+        return readings[0].at_s, sum(joules.values())
+
+    def _readings(self, group: Group) -> list[DeviceReading]:
+        return [self._sampler.latest[device] for device in group.devices if device in self._sampler.latest]
+
+    def _contested(self) -> set[str]:
+        """Counters that several groups have: nobody knows which of them drew how much."""
+        users = Counter(name for group in self._groups for name in {each.counter for each in self._readings(group)})
+        return {name for name, count in users.items() if count > 1}
 
     def _promoted(self, challenger: Metered, champion: Metered) -> Projection | None:
         if challenger.drafted:
@@ -273,17 +285,19 @@ class Meter:
             "mean_batch": traffic.batch_since((0, 0)),
         }
 
-    def _shadow(self, shares: Sequence[Share]) -> dict[str, Any]:
+    def _shadow_share(self) -> Share:
         total = Share()
-        for share in shares:
-            total = total.plus(share)
-        over = self.caps.over()
-        device_share, usd_per_hour = self.caps.rates()
-        priced = usd(total, self._prices)
+        for engine in self.engines:
+            if engine.role == "challenger":
+                total = total.plus(self.share(engine.name))
+        return total
+
+    def _shadow(self) -> dict[str, Any]:
+        total, over = self._shadow_share(), self.caps.over()
         return asdict(total) | {
-            "usd": priced,
-            "device_share": device_share,
-            "usd_per_hour": None if priced is None else usd_per_hour,
+            "usd": usd(total, self._prices),
+            "device_share": self.caps.rates()[0],
+            "usd_per_hour": self.shadow_usd_per_hour(),
             "window_s": WINDOW_S,
             "stopped": None if over is None else f"{over[0]}: {over[1]}",
         }
@@ -298,6 +312,9 @@ class Meter:
             said.append(f"the devices cannot be read: {self._sampler.fault}")
         for reading in self._sampler.latest.values():
             said += [f"{reading.device}: {figure}: {why}" for figure, why in reading.missing.items()]
+        said += [f"energy of {name}: {CONTESTED}" for name in sorted(self._contested())]
+        if self._prices.usd_per_kwh is not None and any(self._energy(group) is None for group in self._groups):
+            said.append(NO_ENERGY_PRICE)
         if any(len(group.engines) > 1 for group in self._groups):
             said.append(ONE_PROCESS)
         return said

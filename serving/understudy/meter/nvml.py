@@ -2,7 +2,7 @@
 
 Every counter may be missing: on consumer cards, in virtual machines, on MIG instances. What NVML refuses becomes a
 None with NVML's own words. A MIG instance has memory of its own, but power, energy, clocks and temperature are the
-whole GPU's: its reading has the parent's, and says so.
+whole GPU's: its reading has the parent's, and says so (``missing``, ``counter_of``).
 
 Source: NVIDIA, NVML API reference, "Device Queries" and "Multi Instance GPU Management".
 """
@@ -131,9 +131,12 @@ class NvmlSource:
                 "temperature_celsius",
                 lambda: float(nvml.nvmlDeviceGetTemperature(parent, nvml.NVML_TEMPERATURE_GPU)),
             ),
-            throttle_reasons=tuple(name for bit, name in self._throttle.items() if (throttle or 0) & bit),
+            throttle_reasons=None
+            if throttle is None
+            else tuple(name for bit, name in self._throttle.items() if throttle & bit),
             process_bytes={each.pid: int(each.usedGpuMemory) for each in processes or () if each.usedGpuMemory},
             missing=missing,
+            counter_of=None if handle is parent else label.partition("/")[0],
             at_s=self._clock(),
         )
 

@@ -74,12 +74,12 @@ def publish_meter(meter: Meter, metrics: Metrics) -> None:
     idle = meter.idle()
     metrics.count_to("understudy_idle_device_seconds_total", idle.device_s)
     metrics.count_to("understudy_idle_energy_joules_total", idle.energy_joules)
-    device_share, usd_per_hour = meter.caps.rates()
-    metrics.set("understudy_shadow_device_ratio", device_share)
-    metrics.set("understudy_shadow_usd_per_hour", usd_per_hour if meter.has_prices else None)
+    metrics.set("understudy_shadow_device_ratio", meter.caps.rates()[0])
+    metrics.set("understudy_shadow_usd_per_hour", meter.shadow_usd_per_hour())
     metrics.set("understudy_cap_reached", meter.caps.over() is not None)
     metrics.set("understudy_meter_ok", meter.device_fault is None)
     for device, reading in meter.devices.items():
+        throttle = reading.throttle_reasons
         for name, value in (
             ("understudy_device_memory_used_bytes", reading.memory_used_bytes),
             ("understudy_device_memory_total_bytes", reading.memory_total_bytes),
@@ -87,7 +87,7 @@ def publish_meter(meter: Meter, metrics: Metrics) -> None:
             ("understudy_device_utilization_ratio", reading.utilization_fraction),
             ("understudy_device_clock_hertz", reading.clock_hz),
             ("understudy_device_temperature_celsius", reading.temperature_celsius),
-            ("understudy_device_throttled", bool(reading.throttle_reasons)),
+            ("understudy_device_throttled", None if throttle is None else bool(throttle)),
         ):
             metrics.set(name, value, device=device)
 

@@ -20,8 +20,9 @@ class DeviceReading:
         memory_used_bytes: of the device, whoever uses it.
         utilization_fraction: of the time in which any kernel ran (not of what the device could do).
         clock_hz: of the streaming multiprocessors.
-        throttle_reasons: why the clock is lower than it could be.
+        throttle_reasons: why the clock is lower than it could be; empty where it is not.
         process_bytes: device memory by process id; one process may hold several models.
+        counter_of: the device whose energy counter this is, where it is another's (a MIG instance has its GPU's).
     """
 
     device: str
@@ -34,9 +35,15 @@ class DeviceReading:
     utilization_fraction: float | None = None
     clock_hz: float | None = None
     temperature_celsius: float | None = None
-    throttle_reasons: tuple[str, ...] = ()
+    throttle_reasons: tuple[str, ...] | None = None
     process_bytes: Mapping[int, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    counter_of: str | None = None
+
+    @property
+    def counter(self) -> str:
+        """The device that counts its energy: readings with the same one have the same joules."""
+        return self.counter_of or self.device
 
 
 class Source(Protocol):
