@@ -16,13 +16,15 @@ import understudy.archive as archive_module
 from understudy.archive import Archive
 from understudy.config import RecordSpec, ShadowSpec
 from understudy.engines.fake import FakeEngine
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, RecordError
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import scan, upkeep
 from understudy.record.audit import audit
 from understudy.record.lines import segments
 from understudy.record.recording import Recording
+from understudy.record.seal import seal
+from understudy.record.sealed import rewrite
 from understudy.record.signing import Signer, make_key
 from understudy.record.sources import Source
 from understudy.record.sql import query
@@ -103,6 +105,33 @@ async def test_the_archive_has_its_record_cared_for(tmp_path: Path, monkeypatch:
     assert await archive.find("x2")
     await archive.close()
     assert not guard.swallowed
+
+
+@in_loop
+async def test_what_upkeep_erased_in_an_object_store_is_not_served_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording.of(RecordSpec(url=f"memory://erased-{tmp_path.name}", spool=str(tmp_path)), "replica-0")
+    archive = await Archive.open(recording.log, describe, (), Guard(), recording)
+    archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert await archive.find("x1")
+    seal(Source(recording.log, recording.store), "replica-0", include_newest=True)
+    erased = asyncio.Event()
+
+    async def failing(*_: Any, **__: Any) -> dict[str, Any]:
+        for path in recording.store.list("segments"):
+            rewrite(recording.store, path, lambda row: {**row, "document": None})
+        erased.set()
+        raise RecordError("killed")
+
+    assert await archive.find("x1")  # from the sealed segment, whose row groups are in memory now
+    monkeypatch.setattr(archive_module, "CARE_S", 0.0)
+    monkeypatch.setattr(upkeep, "run", failing)
+    archive.take_up()
+    await erased.wait()
+    await asyncio.sleep(0)
+    assert await archive.find("x1") == []
+    await archive.close()
 
 
 @in_loop

@@ -281,7 +281,10 @@ class Archive:
                 if adopting:
                     keeper.begin_file()  # little traffic is sealed too, and becomes old enough to be removed
                 if adopting or await asyncio.to_thread(needs_care, recording):
-                    await upkeep.run(recording, enter, adopting=adopting)
+                    try:
+                        await upkeep.run(recording, enter, adopting=adopting)
+                    finally:  # a child that failed may have erased something before
+                        keeper.reader.source.forget()
 
     def _hear_feedback(self, exchange_id: str, given: Feedback) -> None:
         if given.label:

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.config import RecordSpec
 from understudy.errors import RecordError
-from understudy.record import Control, Event, RecordKeeper, scan, upkeep
+from understudy.record import Control, Event, RecordKeeper, erase, scan, upkeep
 from understudy.record.audit import audit
-from understudy.record.care import adopt, adopted, care, erase_now, needs_care
+from understudy.record.care import adopt, adopted, care, erase_now, needs_care, root_of
 from understudy.record.lines import segments
 from understudy.record.recording import Recording
 from understudy.record.signing import make_key
@@ -131,6 +131,31 @@ def test_erasing_while_a_server_writes_and_what_was_on_its_way(spec: RecordSpec)
     assert ids(spec.url) == ["ex-2"]
     assert b"ann" not in everything(spec)
     assert holds(recording) == []
+
+
+def test_what_a_server_has_found_before_is_erased_from_its_memory_too(spec: RecordSpec) -> None:
+    recording = Recording.of(spec, "replica-0")
+    keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer)
+
+    def enter(action: str, detail: Mapping[str, Any]) -> None:
+        keeper.enter(Control(action, time.time(), detail))
+
+    for event in (of_user(1, "ann"), ended(1), of_user(2, "bob"), ended(2)):
+        keeper.append(event)
+    flush(keeper)
+    enter("pause", {})
+    assert care(recording, enter)["sealed"] == 1
+    assert keeper.find("ex-1")  # from the sealed segment, whose row groups are in memory now
+    erase_requests(spec, "user=ann")
+    assert care(recording, enter)["erased"] == 2
+    assert keeper.find("ex-1") == []
+    assert keeper.find("ex-2")
+    keeper.close()
+
+
+def erase_requests(spec: RecordSpec, tag: str) -> None:
+    name, value = erase.check_tag(tag)
+    erase.request(root_of(Recording.of(spec, "")), name, value, Recording.of(spec, "").privacy)
 
 
 def test_nothing_is_erased_that_could_not_be_entered(spec: RecordSpec) -> None:

@@ -11,7 +11,7 @@ import heapq
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
@@ -143,6 +143,7 @@ class SealedSegment:
         self.manifest, self._store = manifest, store
         self._groups: OrderedDict[tuple[str, int], dict[int, bytes | None]] = OrderedDict()
         self._starts: dict[str, list[tuple[int, int]]] = {}  # by file: first and last offset of each row group
+        self._versions: dict[str, Hashable] = {}  # by file: of which all that is
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Rows in the order of the log, with ``offset`` and these columns; one row group of each file in memory.
@@ -168,6 +169,7 @@ class SealedSegment:
         if self._is_removed():
             raise Erased(f"{self._store.url}: segment {self.manifest.segment} was removed")
         for file in self.manifest.files:
+            self._forget_replaced(file.path)
             for group, (first, last) in enumerate(self._offsets(file.path)):
                 if first <= offset <= last:
                     found = self._group(file.path, group)
@@ -195,6 +197,18 @@ class SealedSegment:
                 mask = pc.or_(mask, other)
             offsets += table["offset"].filter(mask).to_pylist()
         return sorted(offsets)
+
+    def _forget_replaced(self, path: str) -> None:
+        """What was erased from a file must not be served from memory."""
+        try:
+            version = self._store.version(path)
+        except OSError as error:
+            raise RecordError(f"{self._store.url}/{path} cannot be read: {error}") from error
+        if self._versions.setdefault(path, version) != version:
+            self._versions[path] = version
+            self._starts.pop(path, None)
+            for key in [key for key in self._groups if key[0] == path]:
+                del self._groups[key]
 
     def _is_removed(self) -> bool:
         return not any(self._store.exists(file.path) for file in self.manifest.files)

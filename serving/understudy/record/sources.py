@@ -127,6 +127,11 @@ class Source:
             raise Erased(f"{self.log}: segment {place.segment}, byte {place.offset_bytes}: the record was erased")
         return found
 
+    def forget(self) -> None:
+        """Drop what is in memory of sealed segments: something may have been erased from them."""
+        with self._lock:
+            self._open.clear()
+
     def open_sealed(self, segment: int) -> SealedSegment:
         """A sealed segment to read, for one thread."""
         return SealedSegment(self.store, self.manifest(segment))

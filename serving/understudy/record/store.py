@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -35,6 +35,9 @@ class Store(Protocol):
 
     def exists(self, path: str) -> bool:
         """Whether it is there."""
+
+    def version(self, path: str) -> Hashable:
+        """Another one when the object was replaced, where that costs nothing to ask; else always the same."""
 
     def list(self, prefix: str = "") -> list[str]:
         """Every object below a folder, sorted."""
@@ -84,6 +87,11 @@ class LocalStore:
     def exists(self, path: str) -> bool:
         """See Store."""
         return (self.folder / path).exists()
+
+    def version(self, path: str) -> Hashable:
+        """See Store."""
+        found = (self.folder / path).stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store; what a dead writer left half-written is not among them."""
@@ -144,6 +152,10 @@ class RemoteStore:
     def exists(self, path: str) -> bool:
         """See Store."""
         return bool(self._fs.exists(self._at(path)))
+
+    def version(self, path: str) -> Hashable:
+        """See Store: a request for each record that is found would cost too much."""
+        return None
 
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
