@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from understudy.config import parse
+from understudy.lane.guard import Guard
 from understudy.meter import station
 from understudy.meter.host import HostSource
 from understudy.meter.nvml import NvmlSource
-from understudy.meter.station import watched
+from understudy.meter.station import Station, watched
 
 from .fake_nvml import FakeNvml
 
@@ -61,3 +63,15 @@ def test_without_nvml_the_machine_is_the_device_and_two_processes_have_no_energy
     assert isinstance(source, HostSource)
     assert [group.devices for group in groups] == [("cpu",)]
     assert devices((), ()) == [(), ()]
+
+
+@pytest.mark.parametrize("text", ["full", "redacted", "none"])
+def test_traces_have_what_clients_chose_only_where_the_record_has_it(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with_nvml(monkeypatch)
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(station, "exporting", lambda endpoint, *, full: asked.append((endpoint, full)))
+    url = "http://localhost:4318/v1/traces"
+    Station(parse({"champion": {"model": "m"}, "record": {"text": text}, "traces": {"endpoint": url}}), [], Guard())
+    assert asked == [(url, text == "full")]

@@ -34,11 +34,15 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture
 def heard(exporter: InMemorySpanExporter) -> Iterator[Traces]:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    found = Traces(provider, clock=lambda: 1000.0, unix_clock=lambda: 1_700_001_000.0)
+    found = traces_to(exporter, full=True)
     yield found
     found.close()
+
+
+def traces_to(exporter: InMemorySpanExporter, *, full: bool) -> Traces:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Traces(provider, full=full, clock=lambda: 1000.0, unix_clock=lambda: 1_700_001_000.0)
 
 
 def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
@@ -92,6 +96,36 @@ def test_no_text_is_exported(heard: Traces, exporter: InMemorySpanExporter) -> N
     assert "secret" not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
+def test_what_clients_chose_and_the_words_of_errors_are_exported_where_the_record_is_in_full() -> None:
+    facts = RequestFacts("/v1/chat/completions", tags={"session": "secret session"})
+    one = replace(exchange("y", answer(1), facts=facts), request_id="secret-request")
+    for error, kind in (("ValueError: secret words", "ValueError"), ("secret words", "error")):
+        for full in (False, True):
+            exporter = InMemorySpanExporter()
+            heard = traces_to(exporter, full=full)
+            heard.accepted(replace(one, champion=replace(one.champion, error=error)), ["rival"], {})
+            heard.ended(one, "rival", replace(COMPARED, challenger=replace(RIVAL, error=error)))
+            heard.close()
+            champion, rival = exporter.get_finished_spans()
+            for span in (champion, rival):
+                attributes = dict(span.attributes or {})
+                assert attributes["error.type"] == kind
+                assert span.status.description == (error if full else kind)
+                assert attributes.get("gen_ai.conversation.id") == ("secret session" if full else None)
+                assert ("secret" in span.to_json()) == full
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.EXPIRED])
+def test_whatever_a_challenger_was_seen_to_do_has_a_span(
+    heard: Traces, exporter: InMemorySpanExporter, state: State
+) -> None:
+    heard.ended(ONE, "rival", Ending(state, "why", challenger=RIVAL))
+    heard.ended(ONE, "rival", Ending(state, "why"))  # nothing was seen of it: it has no times
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert span.attributes["understudy.ending"] == state.value
+
+
 def test_what_was_shed_has_no_span_and_a_failure_is_one(heard: Traces, exporter: InMemorySpanExporter) -> None:
     failed = replace(ONE, champion=replace(ONE.champion, error="RuntimeError: broken"))
     heard.accepted(failed, ["rival"], {})
@@ -118,6 +152,6 @@ def test_a_bad_traceparent_is_no_parent(heard: Traces, exporter: InMemorySpanExp
 def test_without_the_extra_the_option_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"traces.endpoint: needs OpenTelemetry"):
-        traces.exporting("http://localhost:4318/v1/traces")
+        traces.exporting("http://localhost:4318/v1/traces", full=True)
     with pytest.raises(ConfigError, match=r"traces.endpoint: 'localhost' must be"):
         parse({"champion": {"model": "m"}, "traces": {"endpoint": "localhost"}})

@@ -53,7 +53,8 @@ class Station:
         self.caps = Caps(config.shadow.limits, clock)
         self._metrics = Metrics([prometheus, *sinks])
         self._guard = guard
-        self._traces = None if config.traces.endpoint is None else exporting(config.traces.endpoint)
+        endpoint, full = config.traces.endpoint, config.record.text == "full"
+        self._traces = None if endpoint is None else exporting(endpoint, full=full)
         self._facts: Callable[[], Mapping[str, Any]] = dict
         source, groups = watched(engines)
         self.meter = Meter(groups, Sampler(source), config.prices, self.caps, guard, clock)
