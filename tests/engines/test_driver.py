@@ -316,3 +316,30 @@ def test_the_faults_of_taking_in_are_the_cores_own(stage: Stage) -> None:
     stage.b.steps = 1
     assert stage.run() == ["b"]
     assert stage.deaths == [("a", "ValueError: bad mail")]
+
+
+def test_what_a_challenger_takes_in_is_no_slice_of_the_one_that_was_stepped_last(stage: Stage) -> None:
+    stage.a.steps = 1
+
+    def choose_how_to_score() -> None:
+        stage.clock.now_s += 7.0
+        stage.b.point()  # its model's logits are a preemption point, and the champion has work
+        stage.log.append("b probed")
+
+    def meanwhile(_: int) -> None:
+        stage.b.mail.append(choose_how_to_score)
+        stage.champion.steps = 1
+
+    stage.a.during = meanwhile
+    assert stage.run() == ["a", "b probed", "C"]
+    assert stage.flight.steps(1).longest_ms == 1.0
+    assert (stage.flight.steps(1).slices, stage.flight.steps(2).slices) == (1, 0)
+
+
+def test_who_takes_in_is_at_work_and_blamed_for_what_happens_there(stage: Stage) -> None:
+    seen = []
+    for core in (stage.champion, stage.b):
+        core.mail.append(lambda: seen.append(stage.flight.activity(stage.clock()).core))
+    stage.run()
+    assert seen == [None, 2]
+    assert stage.flight.activity(stage.clock()).core is None

@@ -97,7 +97,8 @@ class Driver:
     ) -> None:
         self._cores = list(cores)  # the champion first; a challenger that was stepped goes to the end
         self._champion = champion
-        self._current: SteppedCore | None = None
+        self._current: SteppedCore | None = None  # whose is what the process has only once
+        self._stepping: SteppedCore | None = None  # the challenger that is in a step: only then a point is one
         self._wake = wake
         self._tell_dead = tell_dead
         self._flight = flight
@@ -115,7 +116,7 @@ class Driver:
             self._wake.clear()
             for core in list(self._cores):
                 if core.has_mail():
-                    self._try(core, core.take_in)
+                    self._take_in(core)
             chosen = self._next()
             if chosen is None:
                 self._flight.resting(self._clock())
@@ -128,11 +129,13 @@ class Driver:
     def yield_to_champion(self) -> None:
         """A preemption point of the challenger that is being stepped: the champion first, if it has work.
 
+        Outside a step it is none: a challenger that chooses how to score runs parts of its model while it takes in.
+
         Raises:
             ChampionFault: the champion faulted.
         """
-        champion, challenger = self._champion, self._current
-        if champion is None or challenger is None or challenger is champion or champion not in self._cores:
+        champion, challenger = self._champion, self._stepping
+        if champion is None or challenger is None:
             return
         self._slice_ended(challenger)
         try:
@@ -153,6 +156,17 @@ class Driver:
         self._slice_starts(challenger, guaranteed=waits)
 
     # inside
+
+    def _take_in(self, core: SteppedCore) -> None:
+        """A challenger is at work meanwhile, as in a step: it can hang or crash here as well, and is to be blamed.
+
+        Choosing how to score may take long and is no hang: the watchdog looks from when every challenger is warm, and
+        until then start_timeout_s is the limit.
+        """
+        if core is not self._champion:
+            self._flight.working(core.index, STEPPING, self._clock())
+        self._try(core, core.take_in)
+        self._flight.resting(self._clock())
 
     def _next(self) -> SteppedCore | None:
         champion = self._champion
@@ -187,7 +201,12 @@ class Driver:
             nonlocal tokens
             tokens = core.step(limit.tokens)
 
-        if self._try(core, step):
+        self._stepping = core
+        try:
+            went_well = self._try(core, step)
+        finally:
+            self._stepping = None
+        if went_well:
             launched = core.device_times()
             if launched is None:
                 self._slice_ended(core)
