@@ -225,8 +225,28 @@ def test_the_shelf_is_bounded_and_the_oldest_goes_first() -> None:
     for key in ("a", "b", "c"):
         shelf.put(key, Kept(torch.zeros(100, 1), head))  # 400 bytes
     assert (shelf.get("a"), shelf.num_bytes) == (None, 800)
+    shelf.put("c", Kept(torch.zeros(50, 1), head))  # in the place of what was there
+    assert (shelf.num_bytes, shelf.get("b") is not None) == (600, True)
     shelf.put("huge", Kept(torch.zeros(1000, 1), head))
     assert (shelf.get("huge"), shelf.num_bytes) == (None, 0)
+
+
+def test_the_shelf_is_counted_as_it_fills_and_not_summed_at_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from understudy.engines.heads import Head
+    from understudy.engines.shelf import Kept, Shelf
+
+    shelf, looks, num_bytes = Shelf(), [0], Kept.num_bytes.fget
+
+    def looked(kept: Kept) -> int:
+        looks[0] += 1
+        return num_bytes(kept)
+
+    monkeypatch.setattr(Kept, "num_bytes", property(looked))
+    head = Head(torch.zeros(1, 1), 1, None, 1.0, None)
+    for number in range(100):
+        shelf.put(str(number), Kept(torch.zeros(1, 1), head))
+    assert looks[0] == 100
 
 
 def test_a_cached_prompt_is_not_read_again_and_its_answer_is(llama: Rig) -> None:

@@ -33,14 +33,18 @@ class Shelf:
     """One for a process; only the driver's thread touches it."""
 
     max_bytes: int = MAX_BYTES
-    _kept: dict[str, Kept] = field(default_factory=dict)
+    num_bytes: int = field(default=0, init=False)
+    """What lies here now: counted as it comes and goes, because a shelf of short answers has thousands of entries."""
+    _kept: dict[str, Kept] = field(default_factory=dict, init=False)
 
     def put(self, key: str, kept: Kept) -> None:
         """Keep it; one that is larger than the shelf is not kept."""
-        self._kept.pop(key, None)
+        if key in self._kept:
+            self._drop(key)
         self._kept[key] = kept
+        self.num_bytes += kept.num_bytes
         while self.num_bytes > self.max_bytes:
-            del self._kept[next(iter(self._kept))]
+            self._drop(next(iter(self._kept)))
 
     def get(self, key: str) -> Kept | None:
         """What was left under this key. It stays, because several challengers may come."""
@@ -49,10 +53,8 @@ class Shelf:
             kept.hidden.record_stream(torch.cuda.current_stream())
         return kept
 
-    @property
-    def num_bytes(self) -> int:
-        """What lies here now."""
-        return sum(kept.num_bytes for kept in self._kept.values())
+    def _drop(self, key: str) -> None:
+        self.num_bytes -= self._kept.pop(key).num_bytes
 
 
 SHELF = Shelf()
