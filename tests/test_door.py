@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import stat
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from understudy.door import Door, Guest
+from understudy import door as door_module
+from understudy.door import Door, Guest, take_socket
 from understudy.errors import ConfigError, EngineDead
 from understudy.launch import free_port
 
@@ -120,3 +122,31 @@ def test_a_server_that_ended_by_itself_is_a_fault_and_one_that_was_asked_to_end_
 
     with Door("127.0.0.1", free_port()) as door:
         asyncio.run(scenario(door.path))
+
+
+def test_a_launcher_that_had_no_file_descriptor_left_hands_the_socket_out_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, faults = socket.socket.accept, [errno.EMFILE, errno.EMFILE]
+
+    def accept(self: socket.socket) -> Any:
+        if faults:
+            raise OSError(faults.pop(), "Too many open files")
+        return real(self)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    monkeypatch.setattr(door_module, "RETRY_S", 0.01)
+    with Door("127.0.0.1", free_port()) as door, take_socket(door.path) as taken:
+        assert taken.getsockname() == door._listening.getsockname()
+    assert faults == []
+
+
+def test_a_launcher_that_does_not_answer_fails_the_start_and_does_not_hold_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(door_module, "TAKE_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(tmp_path / "door"))
+        silent.listen()
+        with pytest.raises(OSError, match="timed out"):
+            take_socket(str(tmp_path / "door"))

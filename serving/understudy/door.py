@@ -37,6 +37,10 @@ DRAIN_S = 50.0
 """Open answers get this long to end when the server is stopped; less than Ray Serve's graceful_shutdown_timeout_s."""
 KEEP_ALIVE_S = 5
 """As vLLM's own server."""
+RETRY_S = 0.5
+"""Between two tries of the launcher to hear a replica, while it has no file descriptor left."""
+TAKE_TIMEOUT_S = 30.0
+"""A replica that gets no socket within this fails its start, and Ray tries the next one."""
 
 
 class Door:
@@ -53,12 +57,14 @@ class Door:
         self._handing = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._handing.bind(self.path)
         self._handing.listen()
+        self._closed = threading.Event()
         threading.Thread(target=self._hand_out, daemon=True, name="door").start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         self._handing.shutdown(socket.SHUT_RDWR)  # wakes the thread; close() alone would not
         self._handing.close()
         self._listening.close()
@@ -68,8 +74,11 @@ class Door:
         while True:
             try:
                 taker, _ = self._handing.accept()
-            except OSError:
-                return  # closed
+            except OSError as fault:
+                if self._closed.wait(RETRY_S):
+                    return
+                log.warning("the door could not accept, it goes on: %s", fault)  # too many open files, most likely
+                continue
             with taker, contextlib.suppress(OSError):  # a replica that died while it asked
                 socket.send_fds(taker, [b"door"], [self._listening.fileno()])
 
@@ -92,8 +101,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def take_socket(path: str) -> socket.socket:
-    """The launcher's listening socket, in this process. Blocks for as long as the launcher needs to answer."""
+    """The launcher's listening socket, in this process. Blocks for as long as the launcher needs to answer.
+
+    Raises:
+        OSError: the launcher is gone, or says nothing for TAKE_TIMEOUT_S.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(TAKE_TIMEOUT_S)
         asking.connect(path)
         _, (number,), _, _ = socket.recv_fds(asking, 16, 1)
     return socket.socket(fileno=number)
@@ -112,7 +126,7 @@ class Guest:
         """Take the socket, and allow this process as many connections as vLLM's own server has.
 
         Raises:
-            OSError: the launcher is gone.
+            OSError: the launcher is gone or does not answer.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
