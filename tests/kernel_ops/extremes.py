@@ -130,6 +130,15 @@ def the_target_is_never_above_itself(device: str) -> None:
     assert torch.equal(found.logprob, found.max_logprob)
 
 
+def targets_far_outside(device: str) -> None:
+    """A target is 64 bits wide: one whose lower 32 bits are a token of the vocabulary is outside all the same."""
+    a, b = random(5, 300), random(5, 300)
+    targets = torch.tensor([2**32 + 7, -(2**32) + 7, 2**31, -1, 7])
+    compare_scores(score_logits(a.to(device), targets.to(device)), a.double(), targets, exact=True)
+    found = divergence_logits(a.to(device), b.to(device), targets.to(device), js=True)
+    compare_divergences(found, a.double(), b.double(), targets)
+
+
 def a_model_against_itself(device: str) -> None:
     hidden, weight, targets = random(7, 48).to(device), random(500, 48).to(device), torch.arange(7, device=device)
     found = divergence(hidden, weight, hidden.clone(), weight.clone(), targets, js=True)
@@ -197,6 +206,7 @@ EXTREMES: dict[str, Callable[[str], None]] = {
         a_far_target,
         equal_logits,
         the_target_is_never_above_itself,
+        targets_far_outside,
         a_model_against_itself,
         swapped_sides,
         rows_with_a_stride,

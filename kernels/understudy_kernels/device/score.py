@@ -100,7 +100,8 @@ def sweep_kernel(
     """One split of the vocabulary for some positions. sums: largest, sum, weighted, number of larger logits."""
     rows, split = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS), tl.program_id(1)
     live = rows < num_tokens
-    target = tl.load(targets + rows, mask=live, other=-1).to(tl.int32)
+    target = tl.load(targets + rows, mask=live, other=-1)
+    target = tl.where((target >= 0) & (target < vocab_size), target, -1).to(tl.int32)  # of 2**32 + k, k is left
     target_logit = tl.load(target_logits + rows, mask=live, other=0.0)
     largest = tl.full((BLOCK_TOKENS,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_TOKENS,), tl.float32)
