@@ -1,5 +1,7 @@
 """The kernels compile for an H100 or H200, which needs no GPU: what the compiler says of them in the plans they run in.
 
+Here the sweeps, at the sizes of real models; every launch of whole calls, at small sizes: test_launches.py.
+
 Not a proof that they are fast, or right there (that is what the tests marked gpu are for), but registers that spill, a
 tile too large for shared memory, or a product that misses the tensor cores show here.
 """
@@ -21,6 +23,8 @@ POINTERS = {"targets": "*i64", "argmaxes": "*i32"}
 MAX_SPILLED_BYTES = 256
 """divergence at 128 x 128 spills 120 to 208 bytes of its sums, once for each block of the vocabulary and outside the
 matrix product. A narrower block would read the hidden states twice as often; a spilled accumulator is kilobytes."""
+MAX_SPILLED_BYTES_TIED_FLOAT32 = 768
+"""Two products of float32, which are multiplied and added in registers, no tensor cores: 744 bytes."""
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 INPUTS = ("hidden", "weight", "bias", "p", "q", "weight_p", "weight_q", "bias_p", "bias_q")
 FLOATS = ("scale", "softcap", "scale_p", "softcap_p", "scale_q", "softcap_q")
@@ -120,6 +124,23 @@ def test_logits(tmp_path: Path) -> None:
     chosen = plan(Shape(8192, 128256), torch.float32, Device(), 2)
     built = build(divergence.sweep_kernel, chosen, torch.bfloat16, divergence_flags(False, False), tmp_path)
     assert built.spilled_bytes == 0, built
+
+
+@pytest.mark.slow
+def test_float32(tmp_path: Path) -> None:
+    """8192 positions; the tensor cores have no exact product of float32."""
+    from understudy_kernels.device import divergence, score
+
+    dtype = torch.float32
+    chosen = plan(Shape(8192, 128256, (4096,)), dtype, Device())
+    built = build(score.sweep_kernel, chosen, dtype, score_flags(True), tmp_path)
+    assert built.spilled_bytes == 0, built
+    assert built.shared_bytes <= Device().shared_bytes, built
+    for tied, spilled_bytes in ((False, MAX_SPILLED_BYTES), (True, MAX_SPILLED_BYTES_TIED_FLOAT32)):
+        chosen = plan(Shape(8192, 128256, (4096, 4096), tied), dtype, Device(), 2)
+        built = build(divergence.sweep_kernel, chosen, dtype, divergence_flags(True, tied), tmp_path)
+        assert built.spilled_bytes <= spilled_bytes, built
+        assert built.shared_bytes <= Device().shared_bytes, built
 
 
 def check(built: Built, num_tokens: int) -> None:

@@ -195,7 +195,7 @@ def merge_kernel(
     live = rows < num_tokens
     there = live[:, None] & (splits < num_splits)[None, :]
     at = splits.to(tl.int64)[None, :] * num_tokens + rows[:, None]
-    plane = num_splits.to(tl.int64) * num_tokens
+    plane = tl.cast(num_splits, tl.int64) * num_tokens  # an argument of 1 is a constant, and has no .to
     largest_p = load_sum(sums, 0, plane, at, there, float("-inf"))
     largest_q = load_sum(sums, 1, plane, at, there, float("-inf"))
     top_p, top_q = tl.max(largest_p, 1), tl.max(largest_q, 1)

@@ -149,7 +149,7 @@ def merge_kernel(
     live = rows < num_tokens
     there = live[:, None] & (splits < num_splits)[None, :]
     at = splits.to(tl.int64)[None, :] * num_tokens + rows[:, None]
-    plane = num_splits.to(tl.int64) * num_tokens
+    plane = tl.cast(num_splits, tl.int64) * num_tokens  # an argument of 1 is a constant, and has no .to
     largest = tl.load(sums + at, mask=there, other=float("-inf"))
     total = tl.load(sums + plane + at, mask=there, other=0.0)
     weighted = tl.load(sums + 2 * plane + at, mask=there, other=0.0)
