@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.config import RecordSpec
 from understudy.errors import RecordError
-from understudy.record import Control, Event, RecordKeeper, erase, scan, upkeep
+from understudy.record import Control, Event, Feedback, RecordKeeper, erase, given, scan, upkeep
 from understudy.record.audit import audit
 from understudy.record.care import adopt, adopted, care, erase_now, needs_care, root_of
 from understudy.record.lines import segments
@@ -156,6 +156,78 @@ def test_what_a_server_has_found_before_is_erased_from_its_memory_too(spec: Reco
 def erase_requests(spec: RecordSpec, tag: str) -> None:
     name, value = erase.check_tag(tag)
     erase.request(root_of(Recording.of(spec, "")), name, value, Recording.of(spec, "").privacy)
+
+
+def test_feedback_in_another_writers_folder_is_erased(spec: RecordSpec) -> None:
+    first, second = (Recording.of(spec, f"replica-{number}") for number in range(2))
+    fill(first)
+    fill_feedback(second, "by request", "by client")
+    given.enter(spec.url, [Feedback("ex-1", "offline of ann", 1.0), Feedback("ex-2", "offline of bob", 2.0)])
+    said = list(erase_now(spec, ["user=ann"]))
+    assert said == ["feedback: 1 records erased", "replica-0: 15 records erased", "replica-1: 2 records erased"]
+    content = everything(spec)
+    for gone in (b"offline of ann", b"by request", b"by client", b"chatcmpl-1", b"client-1"):
+        assert gone not in content
+    assert b"offline of bob" in content
+    assert [holds(recording) for recording in (first, second)] == [[], []]
+    fill_feedback(second, "one more", "one more")  # the rows that had these ids are gone
+    assert list(erase_now(spec, ["user=nobody"]))[-1] == "replica-1: 2 records erased"
+
+
+def fill_feedback(recording: Recording, by_request: str, by_client: str) -> None:
+    keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer)
+    keeper.append(Feedback("chatcmpl-1", by_request, 1.0))
+    keeper.append(Feedback("client-1", by_client, 2.0))
+    keeper.close()
+
+
+def test_a_writer_that_cannot_be_read_leaves_the_request_due_and_the_others_erased(spec: RecordSpec) -> None:
+    recording = Recording.of(spec, "replica-0")
+    fill(recording)
+    (Path(spec.url) / "replica-9" / "manifests").mkdir(parents=True)
+    broken = Path(spec.url) / "replica-9" / "manifests" / "00000001.json"
+    broken.write_text("{}")
+    assert "replica-0: 15 records erased" in list(erase_now(spec, ["user=ann"]))
+    (one,) = erase.requests(root_of(recording))
+    assert erase.served(one, recording.store).looked_unix_s == 0
+
+
+def test_a_server_that_was_down_while_the_request_was_young_looks_again(
+    spec: RecordSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording.of(spec, "replica-0")
+    keeper = open_keeper(recording.log)
+    keeper.append(of_user(1, "ann"))
+    keeper.close()
+    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 1 records erased"]
+    keeper = open_keeper(recording.log)
+    keeper.append(ended(1))  # was on its way; then the server was down for an hour
+    keeper.close()
+    now_unix_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_unix_s + 3600)
+    assert needs_care(recording, is_orphan=True)
+    with adopted(recording) as enter:
+        assert care(recording, enter)["erased"] == 2  # and the "orphaned" of the one that took the folder
+    assert ids(spec.url) == []
+    (one,) = erase.requests(root_of(recording))
+    assert not erase.is_due(one, recording.store)
+
+
+def test_what_is_meant_is_noted_before_it_is_gone(spec: RecordSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording.of(spec, "replica-0")
+    fill(recording)
+    fill_feedback(Recording.of(spec, "replica-1"), "by request", "by client")
+    real = erase.note_served
+
+    def killed(one: erase.Erasure, store: Any, done: erase.Served) -> None:
+        if done.looked_unix_s:
+            raise RecordError("killed")
+        real(one, store, done)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(erase, "note_served", killed)
+        assert "killed" in next(erase_now(spec, ["user=ann"]))
+    assert list(erase_now(spec, ["user=nobody"]))[-1] == "replica-1: 2 records erased"
 
 
 def test_nothing_is_erased_that_could_not_be_entered(spec: RecordSpec) -> None:

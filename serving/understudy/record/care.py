@@ -60,22 +60,27 @@ def care(recording: Recording, enter: Enter, *, include_newest: bool = False) ->
     source = Source(recording.log, recording.store)
     now_unix_s = time.time()
     done = {"sealed": 0, "removed": 0, "erased": 0}
-    due = [one for one in erase.requests(root_of(recording)) if erase.is_due(one, recording.store, now_unix_s)]
-    founds = [(one, _enter_erasure(recording, source, one, enter)) for one in due]
+    due = [one for one in erase.requests(root_of(recording)) if erase.is_due(one, recording.store)]
+    founds = [(one, *_enter_erasure(recording, source, one, enter)) for one in due]
     done["sealed"] = len(seal(source, recording.writer, include_newest=include_newest, sign=recording.sign))
     with sealing(recording.log):
-        for one, found in founds:
+        for one, meant, found in founds:
             done["erased"] += erase.erase(source, found)
-            erase.note_served(one, recording.store, found.exchange_ids)
+            erase.note_served(one, recording.store, meant)
     done["removed"] = retain(recording, source, enter, now_unix_s)
     return done
 
 
-def _enter_erasure(recording: Recording, source: Source, one: erase.Erasure, enter: Enter) -> erase.Found:
-    found = erase.find(source, one, recording.privacy, erase.served(one, recording.store) or set())
+def _enter_erasure(
+    recording: Recording, source: Source, one: erase.Erasure, enter: Enter
+) -> tuple[erase.Served, erase.Found]:
+    """Note what is meant before the rows that say so are gone: other writers have feedback, and a crash may come."""
+    meant = erase.gather(sources_at(recording.spec.url, recording.spec.folder), one, recording.privacy)
+    found = erase.find(source, meant, recording.privacy)
+    erase.note_served(one, recording.store, replace(meant, looked_unix_s=0.0))
     if found.places:
         enter("erase", {"request": one.id, "tag": one.tag, "records": found.ns})
-    return found
+    return meant, found
 
 
 def retain(recording: Recording, source: Source, enter: Enter, now_unix_s: float) -> int:
@@ -160,7 +165,7 @@ def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
     now_unix_s = time.time()
     if len(segments(recording.log)) > (0 if is_orphan else 1):
         return True
-    if any(erase.is_due(one, recording.store, now_unix_s) for one in erase.requests(root_of(recording))):
+    if any(erase.is_due(one, recording.store) for one in erase.requests(root_of(recording))):
         return True
     if recording.spec.retention_s is None:
         return False

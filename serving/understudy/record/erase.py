@@ -1,16 +1,19 @@
 """Erasing what belongs to a user or a session: the records become tombstones, and the chain still holds.
 
     ROOT/erasures/3f1c....json             {"tag": "user", "hmac": "...", "requested_unix_s": ...}
-    WRITER's store/erasures/3f1c....json   {"exchange_ids": [...]}: what this writer has erased for it so far
+    WRITER's store/erasures/3f1c....json   {"exchange_ids": [...], "id_hmacs": [...], "looked_unix_s": ...}
 
 The request names the value by the record's own keyed hash, so that it does not itself hold what is to be forgotten.
-Each writer serves it (care.py): it enters the numbers of the records into its log, then takes documents and columns
-out of its sealed segments. It looks again while the request is young, for what was still on its way.
+Each writer serves it (care.py): it gathers over all writers which exchanges are meant (feedback is also in the folder
+of whoever was given it), notes them, enters the numbers of its own records into its log, then takes documents and
+columns out of its sealed segments. It looks again until the request was not young at its last look, for what was
+still on its way.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +30,9 @@ from understudy.record.store import Store
 
 FOLDER: Final = "erasures"
 YOUNG_S: Final = 900.0  # longer than shadow work may take
-_LOOKED_AT: Final = ("n", "kind", "tags", "exchange_id", "request_id", "client_request_id", "id")
+_IDS: Final = ("exchange_id", "request_id", "client_request_id")
+_LOOKED_AT: Final = ("n", "kind", "tags", "id", *_IDS)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,68 +58,111 @@ def requests(root: Store) -> list[Erasure]:
     return sorted(found, key=lambda one: one.requested_unix_s)
 
 
-def is_due(erasure: Erasure, store: Store, now_unix_s: float) -> bool:
-    """Whether a writer has not served it yet, or should look again."""
-    return now_unix_s - erasure.requested_unix_s < YOUNG_S or served(erasure, store) is None
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a writer has done about a request.
+
+    Attributes:
+        exchange_ids: every exchange that it means.
+        id_hmacs: keyed hashes of all of their ids, for feedback that is found later or elsewhere.
+        looked_unix_s: when the last look began of which everything that was found is erased; 0: there was none.
+    """
+
+    exchange_ids: frozenset[str] = frozenset()
+    id_hmacs: frozenset[str] = frozenset()
+    looked_unix_s: float = 0.0
 
 
-def served(erasure: Erasure, store: Store) -> set[str] | None:
-    """The exchanges that a writer has erased for it; None where it has not looked yet."""
+def is_due(erasure: Erasure, store: Store) -> bool:
+    """Whether a writer should look (again): its last look was while something could still be on its way."""
+    return served(erasure, store).looked_unix_s < erasure.requested_unix_s + YOUNG_S
+
+
+def served(erasure: Erasure, store: Store) -> Served:
+    """What a writer has noted."""
     try:
-        return set(json.loads(store.read(f"{FOLDER}/{erasure.id}.json"))["exchange_ids"])
+        noted = json.loads(store.read(f"{FOLDER}/{erasure.id}.json"))
     except FileNotFoundError:
-        return None
+        return Served()
+    return Served(
+        frozenset(noted["exchange_ids"]), frozenset(noted.get("id_hmacs", ())), noted.get("looked_unix_s", 0.0)
+    )
 
 
-def note_served(erasure: Erasure, store: Store, exchange_ids: Iterable[str]) -> None:
+def note_served(erasure: Erasure, store: Store, done: Served) -> None:
     """Remember it. Raises OSError."""
-    content = json.dumps({"exchange_ids": sorted(exchange_ids)}).encode()
-    store.write(f"{FOLDER}/{erasure.id}.json", content)
+    noted = {
+        "exchange_ids": sorted(done.exchange_ids),
+        "id_hmacs": sorted(done.id_hmacs),
+        "looked_unix_s": done.looked_unix_s,
+    }
+    store.write(f"{FOLDER}/{erasure.id}.json", json.dumps(noted).encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is to be erased: exchanges, and the places and numbers of every record about them."""
+    """The places of every record that is to be erased, and their numbers."""
 
-    exchange_ids: frozenset[str]
     places: Mapping[int, frozenset[int]]  # segment: offsets
     ns: tuple[int, ...]
 
 
-def find(source: Source, erasure: Erasure, privacy: Privacy, known: set[str]) -> Found:
-    """Everything that a request means. Two passes; memory: the ids of the exchanges. Raises RecordError."""
-    exchange_ids, ids = set(known), set(known)
-    for _, row in rows(source):
-        value = (row.get("tags") or {}).get(erasure.tag)
-        if value is not None and erasure.hmac in (value, privacy.pseudonym(value)):
-            exchange_ids.add(row["exchange_id"])
-        if row.get("exchange_id") in exchange_ids:
-            ids |= {id for name in _LOOKED_AT[3:] if (id := row.get(name))}
+def gather(sources: Iterable[Source], erasure: Erasure, privacy: Privacy) -> Served:
+    """Which exchanges a request means, whoever wrote them, and what was noted before their rows were erased.
+
+    Memory: the ids of these exchanges. Of a source that cannot be read what was read counts, and the request stays
+    due: ``looked_unix_s`` is 0.
+    """
+    looked_unix_s = time.time()
+    exchange_ids: set[str] = set()
+    id_hmacs: set[str] = set()
+    for source in sources:
+        try:
+            noted = served(erasure, source.store)
+            exchange_ids |= noted.exchange_ids
+            id_hmacs |= noted.id_hmacs | {privacy.pseudonym(id) for id in noted.exchange_ids}
+            for _, row in rows(source):
+                value = (row.get("tags") or {}).get(erasure.tag)
+                if value is not None and erasure.hmac in (value, privacy.pseudonym(value)):
+                    exchange_ids.add(row["exchange_id"])
+                if row.get("exchange_id") in exchange_ids:
+                    id_hmacs |= {privacy.pseudonym(id) for name in _IDS if (id := row.get(name))}
+        except (RecordError, OSError) as error:
+            logger.warning("erasing: %s cannot be read and stays due: %s", source.log, error)
+            looked_unix_s = 0.0
+    return Served(frozenset(exchange_ids), frozenset(id_hmacs), looked_unix_s)
+
+
+def find(source: Source, meant: Served, privacy: Privacy) -> Found:
+    """Every record of one writer about these exchanges. Raises RecordError."""
     places: dict[int, set[int]] = {}
     ns = []
     for segment, row in rows(source):
-        if row.get("exchange_id") in exchange_ids or (row["kind"] == "feedback" and row.get("id") in ids):
+        is_feedback = row["kind"] == "feedback" and row.get("id") and privacy.pseudonym(row["id"]) in meant.id_hmacs
+        if is_feedback or row.get("exchange_id") in meant.exchange_ids:
             places.setdefault(segment, set()).add(row["offset"])
             if row.get("n") is not None:
                 ns.append(row["n"])
-    fixed = {segment: frozenset(offsets) for segment, offsets in places.items()}
-    return Found(frozenset(exchange_ids), fixed, tuple(ns))
+    return Found({segment: frozenset(offsets) for segment, offsets in places.items()}, tuple(ns))
 
 
 def rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """The columns that erasing looks at, of every record that is there, sealed or not, with its segment."""
     numbers = segments(source.log)
     sealed = set(source.sealed())
-    for number in sorted(sealed):
+    for number in sorted(sealed.union(numbers)):
+        if number not in sealed:
+            try:
+                for place, line in scan_segment(source.log, number, lambda _: None, is_last=number == numbers[-1]):
+                    links = links_of(line)
+                    n = None if links is None else links[0]
+                    yield number, row_of(record_of(line)) | {"n": n, "offset": place.offset_bytes}
+                continue
+            except FileNotFoundError:  # sealed and retired in the meantime
+                pass
         for row in source.open_sealed(number).rows(_LOOKED_AT):
             if row["kind"] is not None:
                 yield number, row
-    for number in numbers:
-        if number not in sealed:
-            for place, line in scan_segment(source.log, number, lambda _: None, is_last=number == numbers[-1]):
-                links = links_of(line)
-                n = None if links is None else links[0]
-                yield number, row_of(record_of(line)) | {"n": n, "offset": place.offset_bytes}
 
 
 def erase(source: Source, found: Found) -> int:
