@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFileSystem
 
-from understudy import doctor
+from understudy import doctor, trial
 from understudy.cli import cli
-from understudy.doctor import Finding, State, examine
+from understudy.doctor import examine
 from understudy.engines import placements
 from understudy.errors import MeterError
+from understudy.finding import Finding, State
+from understudy.record.signing import make_key
 
 MIB = 2**20
 
@@ -172,3 +178,96 @@ def test_no_verdict_can_come_without_a_gate(config: Callable[..., str], tmp_path
     gate = {"metric": "accuracy", "margin": 0.02, "pattern": "(x)"}
     found = examine(config(challengers=[rival], gates=[gate]), free_port())
     assert not any(one.area == "gates" for one in found)
+
+
+# What a start would stumble over, tried
+
+
+def areas(path: str) -> dict[str, Finding]:
+    return {one.area: one for one in examine(path, free_port())}
+
+
+def test_an_object_store_is_written_to_and_left_as_it_was(config: Callable[..., str], tmp_path: Path) -> None:
+    filesystem = fsspec.filesystem("memory")
+    path = config(record={"url": "memory://bucket/record", "spool": str(tmp_path / "spool")})
+    assert areas(path)["store"].state is State.OK
+    assert filesystem.find("/bucket") == []
+
+
+@pytest.mark.parametrize("broken", ["pipe_file", "cat_file", "rm_file"])
+def test_a_store_that_does_not_write_read_or_delete(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("AccessDenied")  # what a store's package raises is not always an OSError
+
+    monkeypatch.setattr(MemoryFileSystem, broken, refuse)
+    (found,) = wrong(config(record={"url": "memory://other/record", "spool": str(tmp_path / "spool")}))
+    assert (found.area, "RuntimeError: AccessDenied" in found.said) == ("store", True)
+    MemoryFileSystem.store.clear()
+
+
+def test_a_store_that_does_not_answer(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(trial, "STORE_WAIT_S", 0.0)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *_, **__: gate.wait())
+    (found,) = wrong(config(record={"url": "memory://third/record", "spool": str(tmp_path / "spool")}))
+    gate.set()
+    assert "no answer within" in found.said
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("nonsense", None)])
+def test_a_store_whose_package_is_missing_is_told_which(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str | None
+) -> None:
+    if package is not None:
+        monkeypatch.setitem(sys.modules, package, None)
+    (found,) = wrong(config(record={"url": f"{scheme}://bucket/record", "spool": str(tmp_path / "spool")}))
+    assert found.area == "store"
+    assert (f"pip install {package}" if package else "fsspec knows no such store") in found.fix
+
+
+def test_a_signing_key(config: Callable[..., str], tmp_path: Path) -> None:
+    path, record = tmp_path / "key.pem", {"url": str(tmp_path / "record"), "signing_key": str(tmp_path / "key.pem")}
+    (found,) = wrong(config(record=record))
+    assert (found.area, "understudy audit keygen" in found.fix) == ("signing key", True)
+    public = make_key(path)
+    assert public in areas(config(record=record))["signing key"].said
+
+
+def test_redactors_are_imported_where_they_are_used(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_redactor.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    names = ["patterns", "no_such_module:redact", "broken_redactor:redact", "presidio"]
+    record = {"url": str(tmp_path / "record"), "redactors": names}
+    found = wrong(config(record={**record, "text": "redacted"}))
+    assert [one.area for one in found] == ["redactor"] * 3
+    assert "no_such_module" in found[0].said
+    assert "ZeroDivisionError" in found[1].said
+    assert "presidio-analyzer" in found[2].said
+    assert wrong(config(record={**record, "text": "full"})) == []
+
+
+def test_comparators_are_imported(config: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    callables = {"tone": "json:dumps", "gone": "json:no_such_function"}
+    path = config(compare={"use": ["exact", "chrf"], "callables": callables})
+    assert [one.area for one in wrong(path)] == ["comparator", "comparator"]
+    assert "sacrebleu" in wrong(path)[0].said
+    assert "compare.callables.gone" in wrong(path)[1].said
+    assert any("custom_tone: json:dumps" in one.said for one in examine(path, free_port()))
+
+
+def test_the_extra_for_traces(config: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = config(traces={"endpoint": "http://localhost:4318/v1/traces"})
+    assert areas(path)["traces"].state is State.OK
+    for name in [each for each in sys.modules if each.startswith("opentelemetry")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as if nothing of it were installed
+    (found,) = wrong(path)
+    assert (found.area, "needs OpenTelemetry" in found.said) == ("traces", True)

@@ -1,7 +1,8 @@
 """``understudy doctor``: what is here, what will be used, and what is wrong with a way to put it right.
 
-Every check looks and changes nothing (but for a file that it makes in the record's folder and removes). Neither vllm
-nor torch nor ray is imported: versions come from the installed packages, devices from NVML.
+Every check looks and changes nothing (but for a file that it makes in the record's folder and store and removes).
+Neither vllm nor torch nor ray is imported, unless a module that the configuration names does: versions come from the
+installed packages, devices from NVML. What has to be tried is in trial.py.
 """
 
 from __future__ import annotations
@@ -12,42 +13,25 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
+from understudy import trial
 from understudy.config import Config, ModelSpec, load
 from understudy.engines import placements
 from understudy.engines.memory import checkpoint_bytes
 from understudy.errors import ConfigError, MeterError
+from understudy.finding import Finding, State
 from understudy.meter.nvml import NvmlSource
+from understudy.record.store import is_local
 
 GIB = 2**30
 LOW_DISK_BYTES = 5 * GIB
 LOW_SHARED_MEMORY_BYTES = 64 * 2**20
 OVERHEAD_CPU_BYTES = 2 * GIB
 """For the API process, an engine process and Ray, without models: a round number, somewhat more than they take."""
-
-
-class State(StrEnum):
-    """How a finding is meant."""
-
-    OK = "ok"
-    NOTE = "note"
-    WRONG = "WRONG"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line. ``fix`` says what to do where something is wrong or could be better."""
-
-    area: str
-    state: State
-    said: str
-    fix: str = ""
 
 
 def examine(path: str | None, port: int) -> list[Finding]:
@@ -60,7 +44,8 @@ def examine(path: str | None, port: int) -> list[Finding]:
     except ConfigError as fault:
         return [*findings, Finding("config", State.WRONG, str(fault), "see deploy/shared.yaml for every key")]
     findings.append(Finding("config", State.OK, f"{path}: placement {config.placement}"))
-    return [*findings, *record(config), *models(config), *use(config), *gates(config)]
+    tried = (*trial.store(config), *trial.record_extras(config), *trial.comparators(config), *trial.tracing(config))
+    return [*findings, *record(config), *tried, *models(config), *use(config), *gates(config)]
 
 
 def software() -> Iterator[Finding]:
@@ -156,7 +141,8 @@ def record(config: Config) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=there):
             pass
     except OSError as fault:
-        fix = "record.url must be a folder that this user may write"
+        option = "record.url" if is_local(config.record.url) else "record.spool"
+        fix = f"{option} must be a folder that this user may write"
         yield Finding("record", State.WRONG, f"{there} cannot be written: {fault.strerror}", fix)
         return
     free = shutil.disk_usage(there).free

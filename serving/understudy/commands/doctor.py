@@ -12,7 +12,8 @@ import click
 @click.option("--port", default=8000, show_default=True, help="The port that a server would listen on.")
 def command(config: str | None, port: int) -> None:
     """Say what is here, what CONFIG would use, and what is wrong. Exits with 1 where something is."""
-    from understudy.doctor import State, examine, show
+    from understudy.doctor import examine, show
+    from understudy.finding import State
 
     findings = examine(config, port)
     show(findings, click.echo)

@@ -31,14 +31,23 @@ MAX_OPEN = 10_000
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 
 
+def need_exporter() -> None:
+    """Raises ConfigError: the extra is not installed."""
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # not even a package above it
+        found = None
+    if found is None:
+        raise ConfigError("traces.endpoint: needs OpenTelemetry: pip install 'understudy[traces]'")
+
+
 def exporting(endpoint: str, *, full: bool) -> Traces:
     """Traces to an OTLP/HTTP collector, such as ``http://localhost:4318/v1/traces``; ``full``: see Traces.
 
     Raises:
         ConfigError: the extra is not installed.
     """
-    if find_spec("opentelemetry.exporter.otlp.proto.http") is None:
-        raise ConfigError("traces.endpoint: needs OpenTelemetry: pip install 'understudy[traces]'")
+    need_exporter()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
