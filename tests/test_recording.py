@@ -19,7 +19,7 @@ from understudy.engines.fake import FakeEngine
 from understudy.errors import ConfigError, RecordError
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
-from understudy.record import scan, upkeep
+from understudy.record import Feedback, given, scan, upkeep
 from understudy.record.audit import audit
 from understudy.record.lines import segments
 from understudy.record.recording import Recording
@@ -201,3 +201,40 @@ async def test_only_the_owner_reads_it(tmp_path: Path) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "r", *(tmp_path / "r").rglob("*")]}
     assert modes.pop("r") == modes.pop("replica-0") == 0o700
     assert set(modes.values()) == {0o600}
+
+
+@in_loop
+@pytest.mark.parametrize("text", ["redacted", "none"])
+async def test_offline_feedback_is_written_by_the_servers_rule(tmp_path: Path, text: Any) -> None:
+    recording = Recording.of(RecordSpec(url=str(tmp_path / "r"), text=text), "replica-0")
+    archive = await opened(recording)
+    facts = RequestFacts(client_request_id="ann@example.com")
+    archive.accepted(exchange("x1", facts=facts), ["b"], {"b": 1})
+    await archive.close()
+    labels = [Feedback("ann@example.com", "write to bob@example.com", 1.0, name="of carl@example.com")]
+    assert await asyncio.to_thread(given.enter, str(tmp_path / "r"), labels) == (1, [])
+    assert await asyncio.to_thread(given.enter, str(tmp_path / "r"), labels) == (0, [])  # again: nothing new
+    (view,) = scan(tmp_path / "r")
+    assert [one["label"].startswith("write to ") for one in view["feedback"]] == [True]
+    content = b"".join(path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file())
+    assert b"@example.com" not in content
+
+
+@in_loop
+async def test_offline_feedback_is_refused_where_the_rule_cannot_be_known(tmp_path: Path) -> None:
+    url = f"memory://given-{tmp_path.name}"
+    archive = await opened(Recording.of(RecordSpec(url=url, spool=str(tmp_path / "s"), text="none"), "replica-0"))
+    archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    await archive.close()
+    labels = [Feedback("x1", "good", 1.0)]
+    with pytest.raises(RecordError, match="is no spool of"):
+        await asyncio.to_thread(given.enter, url, labels, str(tmp_path / "other"))
+    assert await asyncio.to_thread(given.enter, url, labels, str(tmp_path / "s")) == (1, [])
+    local = await opened(Recording.of(RecordSpec(url=str(tmp_path / "r"), text="none"), "replica-0"))
+    local.accepted(exchange("x1"), ["b"], {"b": 1})
+    await local.close()
+    with pytest.raises(RecordError, match="folder of one writer"):
+        await asyncio.to_thread(given.enter, str(tmp_path / "r" / "replica-0"), labels)
+    (tmp_path / "r" / "redaction.json").write_text("{}")
+    with pytest.raises(RecordError, match="cannot be read"):
+        await asyncio.to_thread(given.enter, str(tmp_path / "r"), labels)

@@ -15,13 +15,14 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
 from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
 from understudy.record.care import needs_care
-from understudy.record.recording import Recording
+from understudy.record.recording import Recording, keep_rule
 from understudy.record.waiting import Waiting, is_given
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
@@ -88,7 +89,8 @@ class Archive:
         """
         why_not, how = "", recording or Recording.at(folder)
         open_keeper = partial(
-            RecordKeeper.open,
+            _open,
+            None if recording is None else recording.spec,
             folder,
             describe_parameters=describe_parameters,
             rollout=how.rollout,
@@ -333,6 +335,13 @@ class Archive:
             with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others
                 batch.append((view.get("rollout", ""), *from_view(view)))
         return batch if read else None
+
+
+def _open(spec: RecordSpec | None, folder: Path, **how: Any) -> RecordKeeper:
+    """Raises RecordError, OSError."""
+    if spec is not None:
+        keep_rule(spec)
+    return RecordKeeper.open(folder, **how)
 
 
 def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], list[str]]:

@@ -21,7 +21,7 @@ from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.record.keeper import RecordKeeper
 from understudy.record.reading import RecordReader, given_feedback
-from understudy.record.recording import Recording
+from understudy.record.recording import Recording, with_rule
 from understudy.record.scanning import sources_at
 from understudy.record.schema import Feedback
 
@@ -111,23 +111,30 @@ def waiting(url: str, key: str | None) -> list[str]:
     return found
 
 
-def enter(url: str, given: Iterable[Feedback]) -> tuple[int, list[str]]:
+def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tuple[int, list[str]]:
     """Write what is new into the record at ``url``: how many, and the ids that no exchange there has.
 
+    By the rule (``record.text``) by which its servers write: an id that was recorded as a pseudonym is found, and
+    the label is redacted.
+
     Raises:
-        RecordError: there is no record, or somebody else is doing this.
+        RecordError: there is no record, its rule cannot be known, or somebody else is doing this.
+        ConfigError: a redactor of the rule cannot be had here.
     """
-    readers = [RecordReader(source) for source in sources_at(url)]
+    spec = with_rule(RecordSpec(url=url) if spool is None else RecordSpec(url=url, spool=spool))
+    readers = [RecordReader(source) for source in sources_at(url, None if spool is None else Path(spool))]
+    recording = Recording.of(spec, WRITER)
+    privacy = recording.privacy
     there, ids = given_feedback(readers), known_ids(readers)
     before = {(id, one["label"], one["value"], one["name"] or "") for id, all in there.items() for _, _, one in all}
-    recording = Recording.of(RecordSpec(url=url), WRITER)
-    keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store)
+    keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store, privacy=privacy)
     num_new, unknown = 0, []
     try:
         for one in given:
-            if one.id not in ids:
+            id, label, name = privacy.id(one.id), privacy.label(one.label), privacy.label(one.name)
+            if id not in ids:
                 unknown.append(one.id)
-            if (one.id, one.label, one.value, one.name) not in before:
+            if (id, label, one.value, name) not in before:
                 keeper.append(one)
                 num_new += 1
     finally:

@@ -77,6 +77,8 @@ class Privacy:
 
     def label(self, text: str) -> str:
         """A label as it may be written."""
+        if self.mode == "full":
+            return text
         redacted = self._redacted(text)
         return self.pseudonym(text) if redacted is None else redacted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from understudy.record.signing import Signer
 from understudy.record.store import LocalStore, Store, is_local, store_at
 
 SECRET_FILE = "redaction.key"
+RULE_FILE = "redaction.json"  # {"text": ..., "redactors": [...]}: by what rule the servers write this record
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,34 @@ class Recording:
             signer=None if spec.signing_key is None else Signer(spec.signing_key),
             spec=spec,
         )
+
+
+def keep_rule(spec: RecordSpec) -> None:
+    """Note by what rule this record is written, for who adds to it without the configuration. Raises OSError."""
+    content = json.dumps({"text": spec.text, "redactors": spec.redactors}).encode()
+    store = LocalStore(spec.folder)
+    if not store.exists(RULE_FILE) or store.read(RULE_FILE) != content:
+        store.write(RULE_FILE, content)
+
+
+def with_rule(spec: RecordSpec) -> RecordSpec:
+    """The spec with the rule by which this record's servers write; in full where no server has written it.
+
+    Raises:
+        RecordError: it cannot be known here.
+    """
+    folder = spec.folder
+    if not is_local(spec.url) and not (folder / SECRET_FILE).exists():
+        raise RecordError(f"{folder} has no {SECRET_FILE}: it is no spool of {spec.url}, whose text may be redacted")
+    if is_local(spec.url) and (folder.resolve().parent / RULE_FILE).exists():
+        raise RecordError(f"{spec.url} is the folder of one writer; give the record it is in")
+    try:
+        rule = json.loads((folder / RULE_FILE).read_bytes())
+        return replace(spec, text=rule["text"], redactors=tuple(rule["redactors"]))
+    except FileNotFoundError:
+        return spec
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{folder / RULE_FILE} cannot be read: {error}") from error
 
 
 def _secret_or_new(root: Path) -> bytes:
