@@ -165,6 +165,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("KV cache in use", "percentunit", (("understudy_kv_used_ratio", BOTH),)),
         Panel("Resident, by engine process", "bytes", (("understudy_process_resident_bytes", BOTH),)),
+        Panel(
+            "Peak allocated on CUDA, by engine process", "bytes", (("understudy_process_peak_allocated_bytes", BOTH),)
+        ),
     ),
     "Devices": (
         Panel(

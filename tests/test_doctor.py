@@ -253,6 +253,15 @@ def test_redactors_are_imported_where_they_are_used(
     assert wrong(config(record={**record, "text": "full"})) == []
 
 
+def test_presidio_is_looked_for_and_not_started_because_it_may_download_a_model(
+    config: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "presidio_analyzer.py").write_text("raise OSError('it was imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record = {"url": str(tmp_path / "record"), "text": "redacted", "redactors": ["presidio"]}
+    assert "presidio is installed" in areas(config(record=record))["redactor"].said
+
+
 def test_comparators_are_imported(config: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     callables = {"tone": "json:dumps", "gone": "json:no_such_function"}

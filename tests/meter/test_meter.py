@@ -379,6 +379,14 @@ def test_the_meters_figures_come_out_in_the_text_format() -> None:
     assert "understudy_device_power_watts{" not in text  # nothing measures it
 
 
+def test_the_peak_that_an_allocator_on_cuda_tells_is_published_and_no_other() -> None:
+    bench, sink = Bench(), Remembers()
+    bench.meter.memory = {"champ": {"allocator": {"peak_allocated_bytes": 9}}, "rival": {"allocator": None}}
+    publish_meter(bench.meter, Metrics([sink]))
+    told = {(name, labels["model"]): value for name, value, labels in sink.seen if "_peak_" in name}
+    assert told == {("understudy_process_peak_allocated_bytes", "champ"): 9.0}
+
+
 def engine_registry(role: str, model: str, tokens: float) -> EngineRegistry:
     registry = CollectorRegistry()
     counter = Counter("vllm:prompt_tokens", "Prompt tokens.", ["model_name"], registry=registry)

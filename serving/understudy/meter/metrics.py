@@ -109,6 +109,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("understudy_kv_reserved_bytes", "gauge", "bytes", "KV cache, reserved at the start", MODEL),
     Metric("understudy_kv_used_ratio", "gauge", "ratio", "of it in use at the last step", MODEL),
     Metric("understudy_process_resident_bytes", "gauge", "bytes", "resident, of the engine process", MODEL),
+    Metric(
+        "understudy_process_peak_allocated_bytes",
+        "gauge",
+        "bytes",
+        "the most that torch's allocator held on CUDA: weights, KV cache and activations of all models of the process",
+        MODEL,
+    ),
     # Devices
     Metric("understudy_device_memory_used_bytes", "gauge", "bytes", "whoever uses it", DEVICE),
     Metric("understudy_device_memory_total_bytes", "gauge", "bytes", "of the device", DEVICE),

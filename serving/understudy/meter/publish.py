@@ -69,6 +69,7 @@ def publish_meter(meter: Meter, metrics: Metrics) -> None:
             ("understudy_kv_reserved_bytes", memory.get("kv_reserved_bytes")),
             ("understudy_kv_used_ratio", engine.traffic.kv_used_fraction),
             ("understudy_process_resident_bytes", meter.resident_bytes(engine)),
+            ("understudy_process_peak_allocated_bytes", (memory.get("allocator") or {}).get("peak_allocated_bytes")),
         ):
             metrics.set(name, value, **labels)
     idle = meter.idle()
