@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from tests.builders import exchange, in_loop
 
 import understudy.archive as archive_module
@@ -28,6 +30,7 @@ from understudy.record.sealed import rewrite
 from understudy.record.signing import Signer, make_key
 from understudy.record.sources import Source
 from understudy.record.sql import query
+from understudy.record.store import RemoteStore
 from understudy.types import Answer, Ending, RequestFacts, State
 
 from .builders import Offer
@@ -238,3 +241,77 @@ async def test_offline_feedback_is_refused_where_the_rule_cannot_be_known(tmp_pa
     (tmp_path / "r" / "redaction.json").write_text("{}")
     with pytest.raises(RecordError, match="cannot be read"):
         await asyncio.to_thread(given.enter, str(tmp_path / "r"), labels)
+
+
+class ClientError(Exception):
+    """As botocore's: no OSError."""
+
+
+class Faulty(MemoryFileSystem):
+    protocol = "faulty"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    is_down, may_connect = True, True
+
+    def __init__(self, **options: Any) -> None:
+        if not Faulty.may_connect:
+            raise ClientError("no credentials")
+        super().__init__(**options)
+
+    def _fail(self, *_: Any, **__: Any) -> Any:
+        raise ClientError("AccessDenied")
+
+    def __getattribute__(self, name: str) -> Any:
+        asks = name in ("find", "exists", "pipe_file", "cat_file", "rm_file", "_open", "open", "info")
+        return super().__getattribute__("_fail" if Faulty.is_down and asks else name)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    Faulty.clear_instance_cache()
+    monkeypatch.setattr(Faulty, "is_down", True)
+    monkeypatch.setattr(Faulty, "may_connect", True)
+    yield Faulty
+    Faulty.clear_instance_cache()
+
+
+@in_loop
+@pytest.mark.parametrize("connects", [True, False])
+async def test_an_object_store_that_raises_anything_stops_no_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: type[Faulty], connects: bool
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.0)
+    monkeypatch.setattr(faulty, "may_connect", connects)
+    recording = Recording.of(RecordSpec(url=f"faulty://b-{tmp_path.name}", spool=str(tmp_path)), "replica-0")
+    archive = await opened(recording)
+    assert not archive.status()["recording"]
+    assert "ClientError" in archive.status()["detail"]
+    lane = Lane([FakeEngine("b")], ShadowSpec(), archive)
+    lane.start()
+    lane.offer(Offer(exchange("x1")))
+    await lane.idle()
+    is_open = asyncio.Event()
+    archive.keep_opening(lambda _: is_open.set())
+    faulty.is_down, faulty.may_connect = False, True
+    await is_open.wait()
+    assert archive.status()["recording"]
+    await lane.close()
+    await archive.close()
+
+
+def test_an_object_store_that_fails_while_it_is_read_is_an_os_error(faulty: type[Faulty]) -> None:
+    store = RemoteStore("faulty://read")
+    for ask in (store.list, store.read, store.exists, store.delete, store.open):
+        with pytest.raises(OSError, match="AccessDenied"):
+            ask("x")
+    with pytest.raises(OSError, match="AccessDenied"):
+        store.write("x", b"content")
+    faulty.is_down = False
+    store.write("x", b"content")
+    with store.open("x") as file:
+        assert (file.read(3), file.tell(), file.seek(0), file.read()) == (b"con", 3, 0, b"content")
+        file._file.read = store._fs._fail  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="AccessDenied"):
+            file.read()

@@ -6,11 +6,13 @@ and fsync of the folder; an object store puts an object as a whole. Files are 06
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from understudy.errors import ConfigError
 
@@ -121,37 +123,38 @@ class LocalStore:
 
 
 class RemoteStore:
-    """Anything fsspec knows: s3://bucket/folder (with s3fs installed), gs://, memory:// in tests."""
+    """Anything fsspec knows: s3://bucket/folder (with s3fs installed), gs://, memory:// in tests.
+
+    These packages raise errors of many kinds, their clients' own among them; here each is an OSError.
+    """
 
     def __init__(self, url: str, fs: Any = None, root: str = "") -> None:
         """Raises ConfigError where fsspec does not know the URL or its package is not installed."""
-        self.url = url
+        self.url, self._fs, self._root = url, fs, root
         if fs is None:
-            import fsspec
-
-            try:
-                fs, root = fsspec.core.url_to_fs(url)
-            except (ImportError, ValueError) as error:
-                raise ConfigError(f"record.url: {url!r} cannot be had: {error}") from error
-        self._fs, self._root = fs, root
+            with suppress(OSError):  # no credentials, no network: each call tries again, and says so
+                self._connect()
 
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
-        self._fs.pipe_file(self._at(path), content)
+        with self._asked() as fs:
+            fs.pipe_file(self._at(path), content)
 
     def read(self, path: str) -> bytes:
         """See Store."""
-        found: bytes = self._fs.cat_file(self._at(path))
+        with self._asked() as fs:
+            found: bytes = fs.cat_file(self._at(path))
         return found
 
     def open(self, path: str) -> IO[bytes]:
         """See Store."""
-        file: IO[bytes] = self._fs.open(self._at(path), "rb")
-        return file
+        with self._asked() as fs:
+            return cast(IO[bytes], _RemoteFile(fs.open(self._at(path), "rb")))
 
     def exists(self, path: str) -> bool:
         """See Store."""
-        return bool(self._fs.exists(self._at(path)))
+        with self._asked() as fs:
+            return bool(fs.exists(self._at(path)))
 
     def version(self, path: str) -> Hashable:
         """See Store: a request for each record that is found would cost too much."""
@@ -160,21 +163,24 @@ class RemoteStore:
     def list(self, prefix: str = "") -> list[str]:
         """See Store."""
         try:
-            found = self._fs.find(self._at(prefix), withdirs=False)
+            with self._asked() as fs:
+                found = fs.find(self._at(prefix), withdirs=False)
         except FileNotFoundError:
             return []
         return sorted(posixpath.relpath(path, self._root) for path in found)
 
     def delete(self, path: str) -> None:
         """See Store."""
-        if self._fs.exists(self._at(path)):
-            self._fs.rm_file(self._at(path))
+        with self._asked() as fs:
+            if fs.exists(self._at(path)):
+                fs.rm_file(self._at(path))
 
     def dataset(self, paths: Sequence[str]) -> Any:
         """See Store."""
         from pyarrow import dataset
 
-        return dataset.dataset([self._at(path) for path in paths], filesystem=self._fs)
+        with self._asked() as fs:
+            return dataset.dataset([self._at(path) for path in paths], filesystem=fs)
 
     def inside(self, folder: str) -> RemoteStore:
         """See Store."""
@@ -182,6 +188,63 @@ class RemoteStore:
 
     def _at(self, path: str) -> str:
         return posixpath.join(self._root, path) if path else self._root
+
+    def _connect(self) -> None:
+        import fsspec
+
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"record.url: {self.url!r} cannot be had: {error}") from error
+        except Exception as error:
+            raise OSError(f"{self.url} cannot be had: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _asked(self) -> Iterator[Any]:
+        if self._fs is None:
+            self._connect()
+        with _as_os_error(self.url):
+            yield self._fs
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of an object store; what goes wrong in it is an OSError."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        with _as_os_error("reading"):
+            found: bytes = self._file.read(size)
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        with _as_os_error("reading"):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def _as_os_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def store_at(url: str | Path) -> Store:
