@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.common import finish, machine, parser
 from benchmarks.kernel_ops.measure import Absent, Arm, Regime, best_device, describe, measure, print_table, result
+from understudy_kernels.reference import tiles
 
 GPU_REGIMES = (
     Regime(1, 4096, 128256, "bfloat16"),
@@ -20,6 +22,7 @@ GPU_REGIMES = (
     Regime(8192, 4096, 128256, "bfloat16"),
     Regime(16384, 2048, 32000, "bfloat16"),
     Regime(2048, 8192, 152064, "bfloat16"),
+    Regime(16384, 4096, 128256, "bfloat16"),  # by count eager takes 78 GB of two models, or is "out of memory"
 )
 CPU_REGIMES = (
     Regime(512, 1024, 32000, "float32"),
@@ -27,6 +30,10 @@ CPU_REGIMES = (
     Regime(512, 2048, 32000, "float32"),
     Regime(512, 576, 128256, "float32"),
 )
+GPU_TILES = {"MAX_ROWS": 4096, "TILE_BYTES": 1 << 28, "WIDENED_BYTES": 1 << 28, "HIDDEN_BYTES": 1 << 26}
+GPU_BUDGET_S, CPU_BUDGET_S = 3.0, 6.0
+"""For the repeats of one regime. On a GPU compiling takes longer than measuring, and all of it is to fit in five
+minutes."""
 
 
 def run(
@@ -50,7 +57,10 @@ def run(
 
 def parse_options(doc: str | None, device: torch.device) -> argparse.Namespace:
     options = parser(doc)
-    options.add_argument("--budget-s", type=float, default=6.0, help="for the repeats of one regime")
+    options.add_argument(
+        "--budget-s", type=float, help="for the repeats of one regime",
+        default=GPU_BUDGET_S if device.type == "cuda" else CPU_BUDGET_S,
+    )  # fmt: skip
     options.add_argument("--without", nargs="*", default=[], metavar="ARM", help="leave these arms out")
     options.add_argument(
         "--regimes", nargs="*", type=parse_regime, metavar="T,H,V,DTYPE",
@@ -86,6 +96,35 @@ def compiled(run: Callable[..., Any], *arguments: Any) -> Arm:
     """torch.compile of an eager arm; compiling is not timed."""
     fast = torch.compile(run, dynamic=False)
     return Arm(lambda: fast(*arguments))
+
+
+@contextmanager
+def large_tiles() -> Iterator[None]:
+    """Our tiled PyTorch in tiles that one would choose for a GPU.
+
+    In those for a CPU's caches (1 MiB) a vocabulary of 128k and 8192 positions are 64k tiles, each a dozen launches and
+    two waits for the device: minutes of nothing that a chunked version need take.
+    """
+    usual = {name: getattr(tiles, name) for name in GPU_TILES}
+    try:
+        for name, value in GPU_TILES.items():
+            setattr(tiles, name, value)
+        yield
+    finally:
+        for name, value in usual.items():
+            setattr(tiles, name, value)
+
+
+def chunked(run: Callable[[], Any], value: Callable[[Any], Tensor], device: torch.device) -> Arm | Absent:
+    """The tiled path on a GPU."""
+    if device.type == "cpu":
+        return Absent("is ours, on the CPU")
+
+    def in_large_tiles() -> Any:
+        with large_tiles():
+            return run()
+
+    return Arm(in_large_tiles, value)
 
 
 def liger(name: str) -> Any:

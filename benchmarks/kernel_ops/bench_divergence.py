@@ -10,7 +10,7 @@ ours, tied            both models with the first one's head (another result, so 
 eager                 what one writes: both logits, float32 log_softmax, sums
 eager, wide           the same with inputs widened to float32 first: as exact as ours (16-bit inputs on the CPU only)
 torch.compile         eager, compiled
-chunked               our tiled PyTorch on a GPU
+chunked               our tiled PyTorch on a GPU, in tiles of up to 256 MiB
 Liger JSD             liger_fused_linear_jsd, forward (which computes the gradients too); one number for all tokens
 logits given          divergence_logits() where logits are there already; and eager from there
 two bare products     hidden @ weight.T of both models into buffers, nothing else
@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.kernel_ops.arms import compiled, liger, random_inputs, run
+from benchmarks.kernel_ops.arms import chunked, compiled, liger, random_inputs, run
 from benchmarks.kernel_ops.measure import Absent, Arm, Regime
 from understudy_kernels import divergence, divergence_logits
 from understudy_kernels.reference.divergence import divergence as tiled
@@ -88,9 +88,7 @@ def make_arms(regime: Regime, device: torch.device) -> dict[str, Arm | Absent]:
         if on_cpu
         else Absent("float32 products miss the tensor cores"),
         "torch.compile": compiled(eager, *models, targets),
-        "chunked": Absent("is ours, on the CPU")
-        if on_cpu
-        else Arm(lambda: tiled(p, q, targets, js=False), lambda found: found.kl_pq),
+        "chunked": chunked(lambda: tiled(p, q, targets, js=False), lambda found: found.kl_pq, device),
         "Liger JSD": liger_arm(hidden_p, weight_p, hidden_q, weight_q),
         "logits given": Arm(lambda: divergence_logits(a, b, targets)),
         "logits given, eager": Arm(lambda: eager_logits(a, b, targets)),

@@ -9,7 +9,7 @@ ours, ours again      score(): Triton on a GPU, tiled PyTorch on the CPU; the se
 eager                 what one writes: logits, float32 log_softmax, gather, count, entropy
 eager, wide           the same with inputs widened to float32 first: as exact as ours (16-bit inputs on the CPU only)
 torch.compile         eager, compiled
-chunked               our tiled PyTorch on a GPU
+chunked               our tiled PyTorch on a GPU, in tiles of up to 256 MiB
 Liger cross entropy   liger_fused_linear_cross_entropy, forward; logprobs only
 vLLM                  its prompt_logprobs: log_softmax, gather_logprobs
 logits given          score_logits() where logits are there already; and eager from there
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernel_ops.arms import compiled, liger, random_inputs, run
+from benchmarks.kernel_ops.arms import chunked, compiled, liger, random_inputs, run
 from benchmarks.kernel_ops.measure import Absent, Arm, Regime
 from understudy_kernels import score, score_logits
 from understudy_kernels.reference.score import score as tiled
@@ -86,7 +86,7 @@ def make_arms(regime: Regime, device: torch.device) -> dict[str, Arm | Absent]:
         if on_cpu
         else Absent("float32 products miss the tensor cores"),
         "torch.compile": compiled(eager, *inputs),
-        "chunked": Absent("is ours, on the CPU") if on_cpu else Arm(lambda: tiled(head, targets), lambda f: f.logprob),
+        "chunked": chunked(lambda: tiled(head, targets), lambda found: found.logprob, device),
         "Liger cross entropy": liger_arm(*inputs),
         "vLLM": vllm_arm(*inputs),
         "logits given": Arm(lambda: score_logits(logits, targets)),
