@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -310,3 +312,51 @@ def test_an_engine_option_under_server_is_refused() -> None:
         arguments(parse({"champion": {"model": "m"}, "server": {"max_model_len": 8}}))
     with pytest.raises(ConfigError, match=r"server.tool_call_parsr.*did you mean 'tool_call_parser'"):
         arguments(parse({"champion": {"model": "m"}, "server": {"tool_call_parsr": "hermes"}}))
+
+
+def test_another_tokenizer_reads_prompt_and_answers_off_the_loop_that_serves_the_champion() -> None:
+    import threading
+
+    from tests.builders import answer, exchange
+    from vllm import SamplingParams
+
+    from understudy.engines.vllm_engine import VllmEngine
+
+    encoded: dict[str, str] = {}
+
+    class Tokenizer:
+        def encode(self, text: str, **_: Any) -> list[int]:
+            encoded[text] = threading.current_thread().name
+            return [len(text)]
+
+        def decode(self, _token_ids: Any) -> str:
+            raise AssertionError("the text is there")
+
+    engine = object.__new__(VllmEngine)
+    engine.name, engine.same_tokenizer, engine._max_model_len = "rival", False, 100
+    engine._tokenizer = engine._champion_tokenizer = Tokenizer()  # type: ignore[assignment]
+    whole = exchange("x", answer(7, text="an answer"), answer(8, text="another"), prompt_text="the prompt")
+    request = asyncio.run(engine.prepare(replace(whole, parameters=SamplingParams(n=2))))
+    assert (request.prompt_token_ids, request.champion_token_ids) == ((10,), ((9,), (7,)))
+    assert set(encoded) == {"the prompt", "an answer", "another"}
+    assert threading.current_thread().name not in encoded.values()
+
+
+def test_how_a_champion_samples_on_the_cpu_does_not_depend_on_a_challenger_that_speculates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.sample import rejection_sampler, sampler
+    from vllm.v1.sample.ops import logprobs
+
+    from understudy.engines import host
+
+    for owner, name in (
+        (rejection_sampler, "expand_batch_to_tokens"),
+        (sampler, "batched_count_greater_than"),
+        (logprobs, "batched_count_greater_than"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
+    monkeypatch.setattr(host, "current_platform", SimpleNamespace(device_type="cpu"))
+    before = rejection_sampler.expand_batch_to_tokens
+    host.prepare_cpu()  # of every engine process, whoever is in it
+    assert rejection_sampler.expand_batch_to_tokens is not before

@@ -30,7 +30,7 @@ from typing import Any, TextIO
 import psutil
 from vllm.platforms import current_platform
 
-from understudy.engines import preempt
+from understudy.engines import preempt, speculate
 from understudy.engines.alias import alias, weights_of
 from understudy.engines.core import Core, CorePlan
 from understudy.engines.driver import Driver
@@ -74,7 +74,8 @@ def refuse_if_too_large(plan: CorePlan, *, aliased: bool) -> None:
 def prepare_cpu() -> None:
     """On the CPU the rank of a token is counted eagerly: compiling that one line costs seconds at start.
 
-    vLLM compiles ``batched_count_greater_than`` with inductor at the first request for logprobs.
+    vLLM compiles ``batched_count_greater_than`` with inductor at the first request for logprobs. Its sampler of drafted
+    tokens is mended for every core, so that how a champion samples does not depend on whether a challenger speculates.
     """
     if current_platform.device_type == "cpu":
         from vllm.v1.sample import sampler
@@ -84,6 +85,7 @@ def prepare_cpu() -> None:
         eager = getattr(compiled, "_torchdynamo_orig_callable", compiled)  # plain where torch compiles nothing
         logprobs.batched_count_greater_than = eager
         sampler.batched_count_greater_than = eager
+        speculate.mend_cpu_sampler()
 
 
 def skip_absent_head_adapter() -> None:

@@ -194,10 +194,8 @@ class VllmEngine:
             champion_ids = tuple(answer.token_ids for answer in answers)
         else:
             refuse_token_parameters(exchange.parameters)
-            prompt = await asyncio.to_thread(self._render, exchange)
-            champion_ids = tuple(
-                tuple(self._tokenizer.encode(answer.text, add_special_tokens=False)) for answer in answers
-            )
+            # Off the loop that serves the champion: its whole prompt and answers are tokenized anew.
+            prompt, champion_ids = await asyncio.to_thread(self._in_own_tokens, exchange)
         if len(prompt) + 1 > self._max_model_len:
             raise Unsupported("too_long", f"{len(prompt)} prompt tokens, {self.name} holds {self._max_model_len}")
         return ShadowRequest(
@@ -296,6 +294,11 @@ class VllmEngine:
         room = self._max_model_len - num_prompt_tokens
         mine.max_tokens = room if mine.max_tokens is None else min(mine.max_tokens, room)
         return mine
+
+    def _in_own_tokens(self, exchange: Exchange) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """The prompt and the champion's answers in this challenger's vocabulary."""
+        encode = partial(self._tokenizer.encode, add_special_tokens=False)
+        return self._render(exchange), tuple(tuple(encode(answer.text)) for answer in exchange.champion.answers)
 
     def _render(self, exchange: Exchange) -> tuple[int, ...]:
         """The prompt in this challenger's own template and vocabulary."""
