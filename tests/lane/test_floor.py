@@ -88,6 +88,34 @@ async def test_one_that_hangs_costs_no_exchange_its_ending() -> None:
 
 
 @in_loop
+async def test_a_slow_one_holds_no_turn_of_a_challengers() -> None:
+    floor, challenger = WatchedEngine(gate=asyncio.Event()), WatchedEngine(name="a")
+    async with running(challenger, spec=spec(max_concurrency=1), floor=floor) as stage:
+        for each in offers(3):
+            stage.lane.offer(each)
+        await challenger.called("generate", 3)  # and the first floor has not ended
+        await turns(20)
+        assert stage.ear.words() == []
+        assert floor.gate is not None
+        floor.gate.set()
+        endings = await stage.ear.hears(3)
+        assert [ending.floor.reason for ending in endings if ending.floor is not None] == [None] * 3
+        assert (floor.most_inside, challenger.most_inside) == (1, 1)  # as many at a time as challengers have
+
+
+@in_loop
+async def test_so_many_endings_wait_for_it_and_the_rest_is_late_at_once() -> None:
+    floor, challenger = WatchedEngine(gate=asyncio.Event()), WatchedEngine()
+    async with running(challenger, spec=spec(max_pending=1), floor=floor) as stage:
+        for number, each in enumerate(offers(3), start=1):
+            stage.lane.offer(each)
+            await challenger.called("generate", number)
+        endings = await stage.ear.hears(2)
+        assert [ending.floor for ending in endings] == [Floor(reason="late")] * 2
+        assert stage.counts()["pending"] == 1
+
+
+@in_loop
 async def test_what_never_had_its_turn_puts_no_load_on_it() -> None:
     floor = WatchedEngine()
     challenger = WatchedEngine(why_not="gone")

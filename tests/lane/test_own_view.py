@@ -8,12 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.builders import Offer, WatchedEngine, exchange, in_loop, running, shadow_spec
+from tests.builders import Offer, WatchedEngine, exchange, in_loop, running, shadow_spec, turns
 
 from understudy.config import ShadowSpec, parse
 from understudy.engines.base import ShadowRequest
 from understudy.errors import ConfigError, EngineDead
 from understudy.lane.own_view import why_none
+from understudy.lane.sampling import is_sampled
 from understudy.types import Score
 
 
@@ -60,6 +61,48 @@ async def test_without_the_champions_view_the_exchange_is_scored_as_ever() -> No
             assert stage.ear.words() == ["compared"]
             assert challenger.keys == ["rival keep= against="]
             assert stage.lane.status()["divergence"]["counts"] == counted
+
+
+def one_of(*, chosen: bool) -> Offer:
+    names = (f"x-{number}" for number in range(1000))
+    return Offer(exchange(next(name for name in names if is_sampled(name, 0.5, "divergence") is chosen)))
+
+
+@in_loop
+async def test_a_champion_that_reads_slowly_holds_no_turn_of_a_challengers() -> None:
+    may_read = asyncio.Event()
+    champion, challenger = Keyed(gates={"score": may_read}), Keyed("rival")
+    chosen, other = one_of(chosen=True), one_of(chosen=False)
+    async with running(challenger, spec=replace(spec(max_concurrency=1), divergence=0.5), floor=champion) as stage:
+        stage.lane.offer(chosen)
+        await champion.called("score")
+        stage.lane.offer(other)
+        await stage.ear.hears(1)
+        assert challenger.keys == ["rival keep= against="]
+        may_read.set()
+        await stage.ear.hears(2)
+        assert [name for name, _, _ in stage.ear.endings] == [other.exchange_id, chosen.exchange_id]
+        assert challenger.keys[1] == f"rival keep= against={chosen.exchange_id}"
+
+
+@in_loop
+async def test_who_waited_for_it_waits_for_a_turn_again_and_not_beyond_its_deadline() -> None:
+    may_read = asyncio.Event()
+    champion, challenger = Keyed(gates={"score": may_read}), Keyed("rival", gates={"generate": asyncio.Event()})
+    async with running(challenger, spec=replace(spec(max_concurrency=1), divergence=0.5), floor=champion) as stage:
+        stage.lane.offer(one_of(chosen=True))
+        await champion.called("score")
+        stage.lane.offer(one_of(chosen=False))
+        await challenger.called("generate")
+        may_read.set()
+        await turns(20)
+        assert challenger.calls.count("generate") == 1  # the turn is another's
+        stage.clock.advance(1000)
+        challenger.gates["generate"].set()
+        await stage.ear.hears(2)
+        assert stage.ear.words() == ["compared", "expired"]
+        assert challenger.calls.count("prepare") == 1
+        assert stage.lane.sides["rival"].breaker.state == "closed"
 
 
 def test_status_says_why_there_is_no_divergence() -> None:

@@ -2,7 +2,8 @@
 
 Chosen by a hash of the exchange's id, run once for all challengers, in the lane and on a core of its own with the
 champion's model, so that nothing of it reaches the core that answers users. It is no challenger: it has no counts
-among theirs, and whatever goes wrong here is a reason on the exchange's floor and in status, never an ending.
+among theirs, and whatever goes wrong here is a reason on the exchange's floor and in status, never an ending. Who
+waits for it has given its turn back, so that one that is slow makes endings late and no challenger slower.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class NoiseFloor:
         clock: monotonic seconds.
         guard: counts and logs what goes wrong.
         score: whether the champion also scores its own tokens.
+        max_runs: at a time; the others wait.
+        max_waiting: endings that wait for their floor, for all challengers; more are late at once.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class NoiseFloor:
         guard: Guard,
         *,
         score: bool,
+        max_runs: int,
+        max_waiting: int,
     ) -> None:
         self.engine = engine
         self.fraction = fraction
@@ -63,6 +68,9 @@ class NoiseFloor:
         self._clock = clock
         self._guard = guard
         self._score = score
+        self._runs = asyncio.Semaphore(max_runs)
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._reruns: dict[str, Rerun] = {}
         self._counts: Counter[str] = Counter()
 
@@ -87,9 +95,13 @@ class NoiseFloor:
         rerun = self._reruns.get(exchange.exchange_id)
         if rerun is None or rerun.task is None:
             return ending
-        left_s = max(0.0, deadline_s - self._clock()) * PATIENCE
-        done, _ = await asyncio.wait({rerun.task}, timeout=left_s)
-        known = done and not rerun.task.cancelled()
+        if self._waiting < self._max_waiting:
+            self._waiting += 1
+            try:
+                await asyncio.wait({rerun.task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
+            finally:
+                self._waiting -= 1
+        known = rerun.task.done() and not rerun.task.cancelled()
         return with_floor(ending, rerun.task.result() if known else Floor(reason="late"))
 
     def release(self, exchange: Exchange, ending: Ending) -> Ending:
@@ -129,7 +141,8 @@ class NoiseFloor:
         if not self.engine.health().ready:
             return self._counted(Floor(reason="not_ready"))
         try:
-            ending = await shadow(exchange, self.engine, score=self._score, generate=True, compare=self._compare)
+            async with self._runs:
+                ending = await shadow(exchange, self.engine, score=self._score, generate=True, compare=self._compare)
         except Unsupported as fault:
             return self._counted(Floor(reason=fault.reason))
         except Exception as fault:

@@ -62,6 +62,26 @@ class Witnesses(Protocol):
         """It ended for one challenger."""
 
 
+class Turn:
+    """One of the ``max_concurrency`` of a challenger. Given back early by who waits for something else."""
+
+    def __init__(self, turns: asyncio.Semaphore) -> None:
+        """``turns``: where it was taken from just now."""
+        self._turns = turns
+        self._held = True
+
+    def give_back(self) -> None:
+        """Idempotent."""
+        if self._held:
+            self._held = False
+            self._turns.release()
+
+    async def take_again(self) -> None:
+        """Wait for one, behind who came before."""
+        await self._turns.acquire()
+        self._held = True
+
+
 @dataclass
 class Side:
     """One challenger in the lane."""
@@ -106,8 +126,9 @@ class Lane:
         self.spec = spec
         self.guard = guard or Guard()
         self._compare = compare or Comparators(guard=self.guard)
-        self.floor = NoiseFloor(floor, spec.noise_floor, self._compare, clock, self.guard, score=spec.score)
-        self._own_view = OwnView(floor, spec.divergence, clock, self.guard)
+        bounds = {"max_runs": limits.max_concurrency, "max_waiting": limits.max_pending}
+        self.floor = NoiseFloor(floor, spec.noise_floor, self._compare, clock, self.guard, score=spec.score, **bounds)
+        self._own_view = OwnView(floor, spec.divergence, clock, self.guard, **bounds)
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load
@@ -296,19 +317,23 @@ class Lane:
     async def _run_side(self, side: Side) -> None:
         turns = asyncio.Semaphore(self.spec.limits.max_concurrency)
         while True:
-            await turns.acquire()
-            while not side.queue:
+            while not side.queue:  # before it takes a turn: who gave one back may want one again
                 side.wake.clear()
                 await side.wake.wait()
+            await turns.acquire()
+            if not side.queue:  # pause() emptied it
+                turns.release()
+                continue
             exchange, deadline_s = side.queue.popleft()
-            task = asyncio.create_task(self._ending(side, exchange, deadline_s))
+            turn = Turn(turns)
+            task = asyncio.create_task(self._ending(side, exchange, deadline_s, turn))
             side.running.add(task)
-            task.add_done_callback(partial(self._finished, side, exchange, turns))
+            task.add_done_callback(partial(self._finished, side, exchange, turn))
 
-    def _finished(self, side: Side, exchange: Exchange, turns: asyncio.Semaphore, task: asyncio.Task[Ending]) -> None:
+    def _finished(self, side: Side, exchange: Exchange, turn: Turn, task: asyncio.Task[Ending]) -> None:
         """A callback and not the end of the task, because a task that is cancelled early has no end of its own."""
         side.running.discard(task)
-        turns.release()
+        turn.give_back()
         if not task.cancelled():
             ending = Ending(State.FAILED, "internal", str(task.exception()))  # unless there is a better one
             with self.guard("lane"):
@@ -318,12 +343,13 @@ class Lane:
             side.breaker.abandoned()
             self._end(side, exchange, Ending(State.SHED, "paused"))
 
-    async def _ending(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
+    async def _ending(self, side: Side, exchange: Exchange, deadline_s: float, turn: Turn) -> Ending:
         """Steps 6 to 8, and the noise floor beside them where this exchange was chosen for it."""
-        ending = await self._met(side, exchange, deadline_s)
+        ending = await self._met(side, exchange, deadline_s, turn)
+        turn.give_back()
         return await self.floor.beside(exchange, ending, deadline_s)
 
-    async def _met(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending:
+    async def _met(self, side: Side, exchange: Exchange, deadline_s: float, turn: Turn) -> Ending:
         """Steps 6 to 8 with every way to end."""
         if side.breaker.blocks():  # before it waits and spends
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
@@ -333,7 +359,14 @@ class Lane:
         if not side.breaker.admits():
             return Ending(State.SHED, "breaker_open", side.breaker.last_fault)
         self.floor.begin(exchange)
-        against = await self._own_view.of(exchange, deadline_s)
+        against = ""
+        if self._own_view.chose(exchange):
+            turn.give_back()
+            against = await self._own_view.of(exchange, deadline_s)
+            await turn.take_again()
+            if self._clock() >= deadline_s:
+                side.breaker.abandoned()
+                return Ending(State.EXPIRED, None, "waited for its turn until the deadline: divergence")
         before, began_s = side.engine.device_use(), self._clock()
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:

@@ -2,7 +2,8 @@
 
 Both cores are in one process (placement ``shared``), so whole distributions are compared where they are and only a
 few numbers for each token leave. The champion's part runs on the core of the noise floor, never on the one that
-answers users. Without it an exchange is scored as ever: nothing here ends or fails an exchange.
+answers users. Without it an exchange is scored as ever: nothing here ends or fails an exchange. Who waits for it has
+given its turn back, so that a champion that reads slowly does not keep challengers from other exchanges.
 """
 
 from __future__ import annotations
@@ -35,11 +36,23 @@ class View:
 class OwnView:
     """Belongs to the lane's event loop; see NoiseFloor for the arguments."""
 
-    def __init__(self, engine: Engine | None, fraction: float, clock: Callable[[], float], guard: Guard) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        fraction: float,
+        clock: Callable[[], float],
+        guard: Guard,
+        *,
+        max_runs: int,
+        max_waiting: int,
+    ) -> None:
         self._engine = engine
         self._fraction = fraction
         self._clock = clock
         self._guard = guard
+        self._runs = asyncio.Semaphore(max_runs)
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._views: dict[str, View] = {}
         self._counts: Counter[str] = Counter()
 
@@ -48,6 +61,10 @@ class OwnView:
         if self._engine is not None and is_sampled(exchange.exchange_id, self._fraction, SALT):
             self._views[exchange.exchange_id] = View(challengers)
 
+    def chose(self, exchange: Exchange) -> bool:
+        """Whether there is something to wait for."""
+        return exchange.exchange_id in self._views
+
     async def of(self, exchange: Exchange, deadline_s: float) -> str:
         """The key under which the champion's view lies; empty where there is none, or none in time."""
         view = self._views.get(exchange.exchange_id)
@@ -55,8 +72,13 @@ class OwnView:
             return ""
         if view.task is None:
             view.task = asyncio.create_task(self._read(exchange), name="own-view")
-        done, _ = await asyncio.wait({view.task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
-        if not done or view.task.cancelled():
+        if self._waiting < self._max_waiting:
+            self._waiting += 1
+            try:
+                await asyncio.wait({view.task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
+            finally:
+                self._waiting -= 1
+        if not view.task.done() or view.task.cancelled():
             self._counts["late"] += 1
             return ""
         return exchange.exchange_id if view.task.result() else ""
@@ -90,8 +112,9 @@ class OwnView:
             self._counts["not_ready"] += 1
             return False
         try:
-            request = await self._engine.prepare(exchange)
-            await self._engine.score(replace(request, keep=exchange.exchange_id))
+            async with self._runs:
+                request = await self._engine.prepare(exchange)
+                await self._engine.score(replace(request, keep=exchange.exchange_id))
         except Unsupported as fault:
             self._counts[fault.reason] += 1
             return False
