@@ -145,6 +145,7 @@ async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_
     outcome = await offline.replay(server, items, total=120, concurrency=2, console=console)
     assert server.counts()["fake"]["compared"] == 120
     code = await offline.finish(server, outcome, out=tmp_path, gate=False, console=console)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "report.json", tmp_path / "report.html")} == {0o600}
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert code == 0, said
     assert await offline.finish(server, outcome, out=tmp_path, gate=True, console=console) == 0  # GO

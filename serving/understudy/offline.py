@@ -28,6 +28,7 @@ from understudy.errors import ConfigError
 from understudy.lane.lane import Offered
 from understudy.prompts import Prompt
 from understudy.record import Feedback
+from understudy.record.store import open_private
 from understudy.report.fetch import EXIT_CODES, MIN_WIDTH
 from understudy.report.page import report_page
 from understudy.report.table import print_report
@@ -142,9 +143,10 @@ async def finish(server: Server, outcome: Outcome, *, out: Path, gate: bool, con
     print_report(*report, console)
     status, summaries = report
     said = {"status": status, "summaries": [asdict(one) for one in summaries], "refused": outcome.refused}
-    (out / "report.json").write_text(json.dumps(said, default=str), encoding="utf-8")
     page = out / "report.html"
-    page.write_text(report_page(*report), encoding="utf-8")
+    for path, text in ((out / "report.json", json.dumps(said, default=str)), (page, report_page(*report))):
+        with open_private(path) as file:
+            file.write(text)
     for line, why in list(outcome.refused.items())[:10]:
         console.print(f"line {line} was refused by the champion: {why}", style="red", markup=False, soft_wrap=True)
     counts = status["counts"]

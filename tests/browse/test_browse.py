@@ -263,6 +263,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_export_gives_chats_that_end_in_the_answer_one_wants(record: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     invoke(record, "--state", "compared", "--export", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
     assert len(lines(path)) == 10  # all, where no limit is given
     for who, text in (("champion", '{"a": 1, "b": [1]}'), ("challenger", '{"a": 1, "c": null}')):
         invoke(record, "--label", "spam", "--tag", "tenant=odd", "--export", str(path), "--answer", who)

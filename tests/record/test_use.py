@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,21 @@ def test_export_as_blind_tasks(url: Path, tmp_path: Path) -> None:
     assert Counter(task["meta"]["a"] for task in tasks).keys() == {"champion", "b"}  # in both orders
     assert "be kind" in tasks[0]["data"]["prompt"]
     assert not any("champion" in str(value) for value in tasks[0]["data"].values())
+
+
+@pytest.mark.parametrize("form", ["chat", "parquet", "label-studio"])
+def test_an_export_is_for_its_owner_alone(url: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "old").write_text("others can read this")
+    (tmp_path / "old").chmod(0o644)
+    for name in ("new", "old"):
+        export(url, tmp_path / name, "--format", form)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_an_export_to_what_is_no_file_leaves_its_mode(url: Path) -> None:
+    before = Path("/dev/null").stat().st_mode
+    export(url, Path("/dev/null"))
+    assert Path("/dev/null").stat().st_mode == before
 
 
 def test_what_was_redacted_away_is_left_out_and_counted(tmp_path: Path) -> None:

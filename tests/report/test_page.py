@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from understudy.report import fetch
 from understudy.report.page import MAX_CHARACTERS, MAX_DISAGREEMENTS, report_page
 from understudy.report.plot import WIDTH, plot
 from understudy.report.summary import ChallengerSummary, Disagreement
@@ -147,3 +149,12 @@ def test_a_young_interval_is_cut_off_so_that_the_margin_can_be_seen(new_status: 
     assert drawn.cut_low
     assert drawn.cut_high
     assert drawn.zero_x - drawn.margin_x > 30
+
+
+def test_the_page_is_for_its_owner_alone(
+    new_status: NEW_STATUS, summary: SUMMARY, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "fetch", lambda *_: (new_status("equal") | {"verdict": {}}, [summary("equal")]))
+    monkeypatch.setattr(fetch, "print_report", lambda *_: None)
+    assert fetch.show("http://here", key=None, out=tmp_path / "page.html", gate=False) == 0
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600

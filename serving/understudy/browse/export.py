@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from understudy.browse.conversation import body_of, messages_of, parameters_of
 from understudy.browse.select import Row
+from understudy.record.store import open_private
 
 Answer = Literal["champion", "challenger", "none"]
 
@@ -23,7 +24,7 @@ Answer = Literal["champion", "challenger", "none"]
 def export(rows: Iterable[Row], path: Path, answer: Answer) -> tuple[int, int]:
     """Write the rows; returns how many were written, and how many have no text recorded and were left out."""
     written = left_out = 0
-    with path.open("w", encoding="utf-8") as file:
+    with open_private(path) as file:
         for row in rows:
             line = as_chat(row, answer)
             if line is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import RecordError
+from understudy.record.store import open_private
 from understudy.types import State
 
 View = Mapping[str, Any]
@@ -76,7 +77,7 @@ def text_of(observation: Mapping[str, Any] | None) -> str | None:
 
 
 def _chat(views: Iterable[View], target: Path, challenger: str | None, counted: Exported) -> None:
-    with target.open("w", encoding="utf-8") as file:
+    with open_private(target) as file:
         for view, messages, text in _with_text(views, counted):
             answers = {name: text_of(end["observation"]) for name, end in _ends(view, challenger)}
             metadata = _ids(view) | {"label": label_of(view), "challengers": answers}
@@ -99,7 +100,8 @@ def _label_studio(views: Iterable[View], target: Path, challenger: str | None, c
             data = {"prompt": prompt, "answer_a": pair[0][1], "answer_b": pair[1][1], **_ids(view)}
             tasks.append({"data": data, "meta": {"a": pair[0][0], "b": pair[1][0], "label": label_of(view)}})
             counted.num_written += 1
-    target.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+    with open_private(target) as file:
+        file.write(json.dumps(tasks, ensure_ascii=False, indent=1))
 
 
 def _parquet(views: Iterable[View], target: Path, challenger: str | None, counted: Exported) -> None:
@@ -113,7 +115,7 @@ def _parquet(views: Iterable[View], target: Path, challenger: str | None, counte
         + [("comparison", pa.map_(pa.string(), pa.float64()))]
     )  # fmt: skip
     batch: list[dict[str, Any]] = []
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with open_private(target, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for row in (row for view in views for row in _rows(view, challenger)):
             batch.append(row)
             counted.num_written += 1

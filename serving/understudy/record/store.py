@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import stat
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 from understudy.errors import ConfigError
 
@@ -258,6 +259,21 @@ def store_at(url: str | Path) -> Store:
 def is_local(url: str) -> bool:
     """Whether the URL is a folder of this machine."""
     return "://" not in url or url.startswith("file://")
+
+
+def open_private(path: Path, mode: Literal["w", "wb"] = "w") -> IO[Any]:
+    """A file to write, new or emptied, for its owner alone (0600): it will have texts of users in it. UTF-8.
+
+    What is no file, such as /dev/stdout, stays as it is. Raises OSError.
+    """
+
+    def private(name: str, flags: int) -> int:
+        fd = os.open(name, flags, 0o600)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.fchmod(fd, 0o600)  # it may have been there, for others to read
+        return fd
+
+    return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=private)
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import httpx
 from rich.console import Console
 
 from understudy.errors import UnderstudyError
+from understudy.record.store import open_private
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import NumberFigure
 from understudy.report.page import report_page
@@ -30,7 +31,8 @@ def show(url: str, *, key: str | None, out: Path | None, gate: bool, console: Co
     status, summaries = fetch(url, key)
     print_report(status, summaries, console or Console(width=max(MIN_WIDTH, Console().width)))
     if out is not None:
-        out.write_text(report_page(status, summaries), encoding="utf-8")
+        with open_private(out) as file:
+            file.write(report_page(status, summaries))
     return EXIT_CODES[status["verdict"]["verdict"]] if gate else 0
 
 
