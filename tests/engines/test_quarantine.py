@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from understudy.engines import flight as flight_module
 from understudy.engines.flight import LOADING, STEPPING, Flight
-from understudy.engines.quarantine import CRASH_WINDOW_S, MARKER, Quarantine
+from understudy.engines.quarantine import CRASH_WINDOW_S, FORGOTTEN_S, LOCK, MARKER, Quarantine
 
 NAMES = ["champ", "a", "b"]
 KILLED = "the engine process ended with signal SIGKILL"
@@ -171,6 +172,51 @@ def test_what_one_replica_writes_another_sees(tmp_path: Path) -> None:
     there.put_in("b", "it hung too")
     assert here.lift(None) == ["a", "b"]
     assert there.why("b") is None
+
+
+PUTS_IN = """
+import sys
+from pathlib import Path
+from understudy.engines.quarantine import Quarantine
+
+quarantine = Quarantine(Path(sys.argv[1]))
+sys.stdin.readline()
+for number in range(20):
+    quarantine.put_in(f"{sys.argv[2]}{number}", "it hung")
+"""
+
+
+def test_two_replicas_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUTS_IN, str(tmp_path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in "ab"
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write(b"go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=30)
+        assert writer.returncode == 0
+    assert set(Quarantine(tmp_path).names()) == {f"{name}{number}" for name in "ab" for number in range(20)}
+    assert {path.name for path in tmp_path.iterdir()} == {MARKER, LOCK}
+
+
+def test_the_recorder_of_another_machine_is_left_alone_until_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_run(tmp_path / "flight-0")
+    monkeypatch.setattr(flight_module, "boot_number", lambda: 7.0)
+    assert Quarantine.open(tmp_path).names() == []
+    assert (tmp_path / "flight-0").exists()
+    os.utime(tmp_path / "flight-0", (0, time.time() - FORGOTTEN_S - 1))
+    assert Quarantine.open(tmp_path).names() == []
+    assert not (tmp_path / "flight-0").exists()
 
 
 def test_one_that_ended_on_purpose_is_none(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Quarantine: challengers that are not started again because they took the engine process with them.
 
 A marker file, ``quarantine.json``, in the folder of the record, one for all replicas that record there: who replaces a
-replica may have another rank, and a route is answered by any of them. It holds the challengers in quarantine,
-each with why and since when, and the crashes of late for which nobody was to blame:
+replica may have another rank, and a route is answered by any of them. Who changes it holds ``quarantine.lock``. In it
+are the challengers in quarantine, each with why and since when, and late crashes for which nobody was to blame:
 
     {"v": 1, "quarantined": {"w8a8": {"why": "...", "at_unix_s": 1795510800.0}},
      "crashes": [{"at_unix_s": 1795510800.0, "why": "..."}]}
@@ -16,22 +16,26 @@ show in another's work (on a GPU it often does), and a champion that serves alon
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from understudy.engines.flight import Flight
+from understudy.engines.flight import Activity, Flight
 
 log = logging.getLogger(__name__)
 
 MARKER = "quarantine.json"
+LOCK = "quarantine.lock"
 CRASH_WINDOW_S = 600.0
+FORGOTTEN_S = 7 * 86_400.0
+"""A recorder of another machine, or of this one before it started anew, that nobody has written to for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Quarantine:
         self._wall = wall
         self._quarantined: dict[str, Quarantined] = {}
         self._crashes: list[Crash] = []
-        self._seen_ns = 0
+        self._seen: tuple[int, ...] = ()
         self._read()
 
     @staticmethod
@@ -92,20 +96,17 @@ class Quarantine:
 
     def put_in(self, name: str, why: str) -> None:
         """Quarantine a challenger. The first reason stays: what follows from it says less."""
-        self._read()
-        self._quarantined.setdefault(name, Quarantined(why, self._wall()))
-        log.error("challenger %s is quarantined: %s", name, why)
-        self._write()
+        with self._changing():
+            self._add(name, why)
 
     def lift(self, name: str | None) -> list[str]:
         """Take one challenger out, or all. The crashes are forgotten too. Returns who was in."""
-        self._read()
-        lifted = [each for each in self._quarantined if name in (None, each)]
-        for each in lifted:
-            del self._quarantined[each]
-        if lifted:
-            self._crashes.clear()
-            self._write()
+        with self._changing():
+            lifted = [each for each in self._quarantined if name in (None, each)]
+            for each in lifted:
+                del self._quarantined[each]
+            if lifted:
+                self._crashes.clear()
         return lifted
 
     def crashed(self, flight: Flight, why: str) -> list[str]:
@@ -124,8 +125,43 @@ class Quarantine:
         challengers = names[1:]
         if not challengers:  # the champion alone, or a challenger in a process of its own
             return []
-        self._read()
-        now_s = self._wall()
+        with self._changing():
+            return self._blame(at_work, names, why)
+
+    def take_up(self, path: Path) -> None:
+        """Deal with the recorder of a replica whose API process is gone, if it did not do so itself; remove it.
+
+        One of another boot tells of no process here; where machines share the folder it can be in use on another one.
+        """
+        try:
+            flight = Flight(path)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as fault:
+            log.warning("the flight recorder of the last run cannot be read: %s", fault)
+            return
+        try:
+            if not flight.of_this_boot:
+                with suppress(OSError):
+                    if self._wall() - path.stat().st_mtime > FORGOTTEN_S:
+                        path.unlink()
+                return
+            if flight.is_owned:
+                return
+            with suppress(OSError):
+                path.unlink()
+            if flight.ended:
+                return
+            if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
+                with suppress(ProcessLookupError):
+                    os.kill(flight.pid, signal.SIGKILL)
+            if flight.pid:
+                self.crashed(flight, "the engine process ended together with its replica")
+        finally:
+            flight.close()
+
+    def _blame(self, at_work: Activity, names: list[str], why: str) -> list[str]:
+        now_s, challengers = self._wall(), names[1:]
         self._crashes = [crash for crash in self._crashes if 0.0 <= now_s - crash.at_unix_s <= CRASH_WINDOW_S]
         if at_work.core is not None and 0 < at_work.core < len(names):
             blamed = [names[at_work.core]]
@@ -138,47 +174,55 @@ class Quarantine:
             if blamed:
                 why = f"two crashes within {CRASH_WINDOW_S / 60:.0f} minutes, no challenger at work; the last: {why}"
         for name in blamed:
-            self.put_in(name, why)
+            self._add(name, why)
         if not blamed:
             log.error("%s; nobody is quarantined the first time", why)
-            self._write()
         return blamed
 
-    def take_up(self, path: Path) -> None:
-        """Deal with the recorder of a replica whose API process is gone, if it did not do so itself; remove it."""
-        try:
-            flight = Flight(path)
-        except FileNotFoundError:
+    def _add(self, name: str, why: str) -> None:
+        self._quarantined.setdefault(name, Quarantined(why, self._wall()))
+        log.error("challenger %s is quarantined: %s", name, why)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Read, change, write, and nobody else meanwhile: a replica that is replaced and its successor overlap."""
+        with self._locked():
+            self._read()
+            before = dict(self._quarantined), list(self._crashes)
+            yield
+            if before != (self._quarantined, self._crashes):
+                self._write()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Without the lock where the store has none: then the last one to write wins, as a whole."""
+        if self._path is None:
+            yield
             return
-        except (OSError, ValueError) as fault:
-            log.warning("the flight recorder of the last run cannot be read: %s", fault)
-            return
+        lock: int | None = None
         try:
-            if flight.is_owned:
-                return
-            with suppress(OSError):
-                path.unlink()
-            if flight.ended or not flight.of_this_boot:
-                return
-            if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
-                with suppress(ProcessLookupError):
-                    os.kill(flight.pid, signal.SIGKILL)
-            if flight.pid:
-                self.crashed(flight, "the engine process ended together with its replica")
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._path.with_name(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as fault:
+            log.warning("%s is changed without a lock: %s", self._path, fault)
+        try:
+            yield
         finally:
-            flight.close()
+            if lock is not None:
+                os.close(lock)
 
     def _read(self) -> None:
         if self._path is None:
             return
         try:
-            written_ns = self._path.stat().st_mtime_ns
-            if written_ns == self._seen_ns:
+            there = identity(self._path)
+            if there == self._seen:
                 return
             raw = json.loads(self._path.read_text(encoding="utf-8"))
             self._quarantined = {name: Quarantined(**entry) for name, entry in raw["quarantined"].items()}
             self._crashes = [Crash(**entry) for entry in raw["crashes"]]
-            self._seen_ns = written_ns
+            self._seen = there
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
@@ -193,14 +237,21 @@ class Quarantine:
             "quarantined": {name: asdict(entry) for name, entry in self._quarantined.items()},
             "crashes": [asdict(crash) for crash in self._crashes],
         }
-        fresh = self._path.with_name(f"{MARKER}.new")
+        fresh = self._path.with_name(f"{MARKER}.{os.getpid()}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             with fresh.open("w", encoding="utf-8") as file:
                 file.write(json.dumps(body, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self._path)
-            self._seen_ns = self._path.stat().st_mtime_ns
+            self._seen = identity(self._path)
         except OSError as fault:
             log.error("%s cannot be written, the next start will not know of it: %s", self._path, fault)
+            with suppress(OSError):
+                fresh.unlink()
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    """Changes when the file is replaced, also twice within one tick of the file system's clock."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
