@@ -22,7 +22,7 @@ from understudy.config import parse
 from understudy.engines.fake import FakeEngine
 from understudy.engines.placements import Engines
 from understudy.engines.quarantine import Quarantine
-from understudy.errors import RecordError
+from understudy.errors import EngineDead, RecordError
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, scan
@@ -93,6 +93,28 @@ async def test_the_first_interrupt_lets_what_is_under_way_end_and_the_second_doe
     assert server.ear.words() == []
     await server.lane.close()
     assert engine.aborted == 1
+
+
+@in_loop
+async def test_when_the_engine_is_dead_nobody_goes_on_sending() -> None:
+    server, under_way, ended = Server(FakeEngine()), asyncio.Event(), []
+
+    async def feedback(given: Feedback) -> bool:
+        if given.id == "x-0":
+            await under_way.wait()
+            raise EngineDead("the champion is gone")
+        under_way.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(given.id)
+        return True
+
+    server.feedback = feedback  # type: ignore[method-assign]
+    with pytest.raises(EngineDead, match="the champion is gone"):
+        await replay(server, iter(recorded(10)))
+    assert ended == ["x-1"]
+    await server.lane.close()
 
 
 @in_loop

@@ -209,7 +209,12 @@ async def _work(
             done += 1
 
     async def work() -> None:
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        try:
+            async with asyncio.TaskGroup() as workers:  # with one of them all end: no champion, nothing to send to
+                for _ in range(concurrency):
+                    workers.create_task(worker())
+        except ExceptionGroup as faults:
+            raise faults.exceptions[0] from faults
         await server.idle()
 
     def interrupt() -> None:
