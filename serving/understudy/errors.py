@@ -11,7 +11,8 @@ UnderstudyError
 ├── DeadlineExceeded     the shadow work did not end in time
 ├── MeterError           a device cannot be measured
 └── RecordError          the record cannot be read or written
-    └── Erased               this record was erased on purpose
+    ├── Erased               this record was erased on purpose
+    └── Locked               somebody else writes or seals it
 """
 
 from __future__ import annotations
@@ -73,3 +74,7 @@ class RecordError(UnderstudyError):
 
 class Erased(RecordError):
     """This record was erased on purpose."""
+
+
+class Locked(RecordError):
+    """Somebody else writes or seals it."""

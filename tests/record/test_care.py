@@ -272,14 +272,14 @@ def test_an_orphaned_log_is_adopted_and_a_living_one_is_not(spec: RecordSpec) ->
     keeper.append(accepted(77))
     flush(keeper)
     mine.log.mkdir(parents=True)
-    assert adopt(mine, lambda name: Recording.of(spec, name)) == ["replica-1"]
+    assert adopt(mine, lambda name: Recording.of(spec, name)) == (["replica-1"], {})
     assert segments(orphan.log) == []
     views = {view["exchange_id"]: view for view in scan(spec.url)}
     assert views["ex-4"]["challengers"]["b"]["state"] == "expired"
     assert views["ex-4"]["challengers"]["b"]["detail"] == "orphaned"
     assert views["ex-77"]["challengers"]["b"]["state"] == "pending"
     assert holds(orphan) == []
-    assert adopt(mine, lambda name: Recording.of(spec, name)) == []  # there is nothing left to do
+    assert adopt(mine, lambda name: Recording.of(spec, name)) == ([], {})  # there is nothing left to do
     keeper.append(ended(77))
     keeper.close()
     again = open_keeper(orphan.log)  # its replica comes back
@@ -289,6 +289,23 @@ def test_an_orphaned_log_is_adopted_and_a_living_one_is_not(spec: RecordSpec) ->
     again.append(ended(100, state=State.CANCELLED))
     again.close()
     assert holds(orphan) == []
+
+
+def test_an_orphan_that_cannot_be_cared_for_is_said_and_stops_no_other(spec: RecordSpec) -> None:
+    mine, bad, worse, good = (Recording.of(spec, f"replica-{number}") for number in range(4))
+    for orphan in (bad, worse, good):
+        fill(orphan)
+    (bad.log / "segments").write_text("in the way")  # OSError
+    (worse.log / "manifests").mkdir()
+    (worse.log / "manifests" / "00000001.json").write_text("{}")  # RecordError
+    mine.log.mkdir(parents=True)
+    taken, failed = adopt(mine, lambda name: Recording.of(spec, name))
+    assert taken == ["replica-3"]
+    assert sorted(failed) == ["replica-1", "replica-2"]
+    with pytest.raises(RecordError, match="replica-2"):
+        asyncio.run(upkeep.run(mine, lambda *_: None, adopting=True))
+    said = list(erase_now(spec, ["user=ann"]))
+    assert ["NOT erased" in line for line in said] == [True, True, False]
 
 
 def test_in_a_process_of_its_own(spec: RecordSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         "import pathlib, sys; from understudy.record.log import *; SegmentLog(pathlib.Path(sys.argv[1]), disk=Disk())"
     )
     other = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
-    assert b"RecordError" in other.stderr
+    assert b"Locked" in other.stderr
     log.close()
     open_log(tmp_path).close()
 

@@ -6,6 +6,7 @@ new file, so that what was written before it can be sealed. The server runs this
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from understudy.config import RecordSpec
-from understudy.errors import RecordError
+from understudy.errors import Locked, RecordError
 from understudy.record import erase
 from understudy.record.keeper import RecordKeeper
 from understudy.record.lines import segments
@@ -27,6 +28,7 @@ from understudy.record.sources import Source
 from understudy.record.store import LocalStore, Store, store_at
 from understudy.types import Ending, State
 
+logger = logging.getLogger(__name__)
 ORPHANED = Ending(State.EXPIRED, None, "orphaned")
 
 
@@ -109,7 +111,8 @@ def adopted(recording: Recording) -> Iterator[Enter]:
     """Be the writer of a log that has none: what its writer left unfinished ends as expired ("orphaned").
 
     Raises:
-        RecordError: it has a writer.
+        Locked: it has a writer.
+        RecordError: it cannot be read or written.
     """
     keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store)
     try:
@@ -129,30 +132,36 @@ def orphans(recording: Recording) -> list[str]:
     return [each.name for each in others if segments(each) or (each / "manifests").is_dir()]
 
 
-def adopt(recording: Recording, make: Callable[[str], Recording]) -> list[str]:
-    """Care for every folder beside this one whose writer is gone, and seal it whole. Returns their names.
+def adopt(recording: Recording, make: Callable[[str], Recording]) -> tuple[list[str], dict[str, str]]:
+    """Care for every folder beside this one whose writer is gone, and seal it whole.
+
+    Returns:
+        Their names; and those for which it could not be done, each with why: it is due again.
 
     Args:
         recording: this writer's own.
         make: the recording of another name.
     """
-    taken = []
+    taken, failed = [], {}
     for name in orphans(recording):
-        other = make(name)
         try:
+            other = make(name)
             if needs_care(other, is_orphan=True):
                 with adopted(other) as enter:
                     enter("adopted", {"by": recording.writer})
                     care(other, enter)
                 seal_whole(other)
                 taken.append(name)
-        except RecordError:  # it has a writer
+        except Locked:  # it has a writer
             continue
-    return taken
+        except (RecordError, OSError) as error:  # one broken folder is no reason to leave the others
+            logger.error("%s has no writer and cannot be cared for: %s", recording.spec.folder / name, error)
+            failed[name] = str(error)
+    return taken, failed
 
 
 def seal_whole(recording: Recording) -> None:
-    """Seal everything of a log that nobody writes. Raises RecordError where somebody does."""
+    """Seal everything of a log that nobody writes. Raises Locked where somebody does."""
     lock = FolderLock(recording.log)
     try:
         seal(Source(recording.log, recording.store), recording.writer, include_newest=True, sign=recording.sign)
@@ -194,5 +203,7 @@ def erase_now(spec: RecordSpec, tags: Sequence[str]) -> Iterator[str]:
             with adopted(recording) as enter:
                 done = care(recording, enter)
             yield f"{writer}: {done['erased']} records erased"
-        except RecordError as error:
+        except Locked as error:
             yield f"{writer}: {error}; its server erases within two minutes"
+        except (RecordError, OSError) as error:
+            yield f"{writer}: NOT erased: {error}; repeat it when this is repaired"

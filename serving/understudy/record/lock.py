@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from weakref import WeakSet
 
-from understudy.errors import RecordError
+from understudy.errors import Locked
 
 
 class FolderLock:
@@ -17,7 +17,7 @@ class FolderLock:
         """Take it. Other names are other rights.
 
         Raises:
-            RecordError: another writer has it.
+            Locked: another writer has it.
             OSError: the store does not allow it.
         """
         path = folder / name
@@ -29,7 +29,7 @@ class FolderLock:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             doing = "writer" if name == "lock" else "sealer"
-            raise RecordError(f"{folder} has a {doing} already, process {holder or 'unknown'}") from error
+            raise Locked(f"{folder} has a {doing} already, process {holder or 'unknown'}") from error
         except BaseException:
             os.close(self._fd)
             raise

@@ -3,7 +3,7 @@
     parent -> child   {"writer", "rollout", "spec", "adopt"}                  one line of JSON
     child -> parent   {"enter": action, "detail": {...}}                      put this into your log
     parent -> child   {} or {"error": words}                                  it is durable, or it is not
-    child -> parent   {"done": {...}, "adopted": [...]} or {"error": words}   the last line
+    child -> parent   {"done": {...}, "adopted": [...], "failed": {...}} or {"error": words}   the last line
 
 The child runs at the lowest priority. It may be killed at any moment: every step is whole or due again.
 """
@@ -64,6 +64,8 @@ async def run(
             raise RecordError("the process that cares for the record ended early")
         if "error" in message:
             raise RecordError(f"caring for the record: {message['error']}")
+        if message["failed"]:
+            raise RecordError(f"caring for what has no writer: {message['failed']}")
         return message
     finally:
         if child.returncode is None:
@@ -89,8 +91,8 @@ def main() -> None:
     try:
         recording = Recording.of(spec, order["writer"])
         done = care(recording, partial(_ask, say))
-        adopted = adopt(recording, lambda name: Recording.of(spec, name)) if order["adopt"] else []
-        say({"done": done, "adopted": adopted})
+        adopted, failed = adopt(recording, lambda name: Recording.of(spec, name)) if order["adopt"] else ([], {})
+        say({"done": done, "adopted": adopted, "failed": failed})
     except (UnderstudyError, OSError) as error:
         say({"error": f"{type(error).__name__}: {error}"})
 
