@@ -204,6 +204,7 @@ def test_offline_nothing_is_shed_sampled_or_guarded(tmp_path: Path) -> None:
         assert (config.shadow.sample, config.shadow.score, limits.max_concurrency) == (1.0, False, 3)
         assert (limits.max_tokens_per_s, limits.hang_s) == (None, 7)
         assert min(limits.max_pending, limits.yield_above, limits.breaker_faults) >= 2**31
+        assert limits.max_pending_bytes >= 2**60
         assert config.auth.api_key is None
         assert config.record.folder == tmp_path / "record"
 

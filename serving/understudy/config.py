@@ -66,6 +66,7 @@ class Limits:
     max_usd_per_hour: float | None = _positive(None, "US dollars an hour above 0, or null")
     hang_s: float = _positive(30.0, "seconds above 0: a challenger's step that takes longer is taken to hang")
     start_timeout_s: float = _positive(900.0, "seconds above 0 that one challenger may take to load")
+    max_pending_bytes: int = _positive(256 * 2**20, "a whole number above 0: bytes held for one challenger")
 
 
 @dataclass(frozen=True, slots=True)

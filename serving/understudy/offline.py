@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ def offline_config(raw: Mapping[str, Any], *, out: Path, concurrency: int, has_c
     given = shadow.get("limits") or {}
     limits = {name: given[name] for name in ("hang_s", "start_timeout_s") if name in given} | {
         "max_pending": UNLIMITED,
+        "max_pending_bytes": sys.maxsize,
         "max_concurrency": concurrency,
         "deadline_s": DEADLINE_S,
         "yield_above": UNLIMITED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,8 +26,9 @@ from understudy.engines.base import DeviceUse
 from understudy.engines.fake import AbsentEngine
 from understudy.errors import EngineDead, EngineError, Unsupported
 from understudy.lane import lane as lane_module
+from understudy.lane.holding import held_bytes
 from understudy.lane.lane import Lane
-from understudy.types import Ending, Exchange, Outcome, Phase
+from understudy.types import Ending, Exchange, Outcome, Phase, RequestFacts
 
 
 async def end_of(engine: WatchedEngine, given: Offer, **spec: Any) -> Ending:
@@ -390,3 +392,49 @@ async def test_phase_says_what_the_shadow_does() -> None:
         assert stage.lane.phase() is Phase.OFF
     async with running(WatchedEngine(), spec=shadow_spec(sample=0.0)) as stage:
         assert stage.lane.phase() is Phase.OFF
+
+
+@in_loop
+async def test_what_holds_too_much_memory_is_shed_until_something_has_ended() -> None:
+    engine = WatchedEngine(gate=asyncio.Event())
+    spec = shadow_spec(max_concurrency=1, max_pending_bytes=4_000_000)
+    large = [Offer(exchange(f"x-{number}", facts=RequestFacts(body=bytes(1_500_000)))) for number in range(3)]
+    alone = Offer(exchange("alone", facts=RequestFacts(body=bytes(5_000_000))))
+    async with running(engine, spec=spec) as stage:
+        for each in large:
+            stage.lane.offer(each)
+        (ending,) = await stage.ear.hears(1)  # one runs and one waits
+        assert (stage.ear.words(), ending.detail) == (["shed queue_full"], "what waits holds 3 MiB")
+        assert engine.gate is not None
+        engine.gate.set()
+        await stage.lane.idle()
+        stage.lane.offer(alone)
+        await stage.lane.idle()
+        assert stage.ear.words()[1:] == ["compared"] * 3
+        assert stage.lane.sides["fake"].held_bytes == 0
+
+
+@in_loop
+async def test_what_pause_sheds_holds_nothing() -> None:
+    engine = WatchedEngine(gate=asyncio.Event())
+    async with running(engine, spec=shadow_spec(max_concurrency=1)) as stage:
+        for each in offers(3):
+            stage.lane.offer(each)
+        await engine.called("generate")
+        stage.lane.pause()
+        await stage.ear.hears(3)
+        await turns(5)
+        assert stage.lane.sides["fake"].held_bytes == 0
+
+
+def test_what_an_exchange_holds_is_its_texts_and_numbers() -> None:
+    small = held_bytes(exchange())
+    assert small < 4096
+    for larger in (
+        exchange(facts=RequestFacts(body=bytes(50_000))),
+        exchange("x", answer(7, text="a" * 50_000)),
+        exchange(prompt_text="a" * 50_000),
+        exchange(prompt_token_ids=tuple(range(2000))),
+        exchange("x", replace(answer(*range(1000)), logprobs=(0.5,) * 1000)),
+    ):
+        assert held_bytes(larger) > small + 45_000

@@ -23,6 +23,7 @@ from understudy.lane.breaker import Breaker
 from understudy.lane.budget import TokenBudget
 from understudy.lane.floor import NoiseFloor
 from understudy.lane.guard import Guard
+from understudy.lane.holding import held_bytes
 from understudy.lane.ledger import Counted, Ledger, total
 from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
@@ -93,6 +94,8 @@ class Side:
     queue: deque[tuple[Exchange, float]] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     running: set[asyncio.Task[Ending]] = field(default_factory=set)
+    held_bytes: int = 0
+    """Of all exchanges that wait or run; one alone may be larger than the limit."""
 
 
 class Lane:
@@ -191,6 +194,7 @@ class Lane:
         for side in self.sides.values():
             while side.queue:
                 exchange, _ = side.queue.popleft()
+                side.held_bytes -= held_bytes(exchange)
                 self._end(side, exchange, Ending(State.SHED, "paused"))
             for task in side.running:
                 task.cancel()
@@ -270,6 +274,7 @@ class Lane:
             if ending is not None:
                 self._end(side, exchange, ending)
             else:
+                side.held_bytes += held_bytes(exchange)
                 side.queue.append((exchange, self._clock() + self.spec.limits.deadline_s))
                 side.wake.set()
 
@@ -310,6 +315,8 @@ class Lane:
             return Ending(State.SHED, *over)
         if len(side.queue) >= self.spec.limits.max_pending:
             return Ending(State.SHED, "queue_full")
+        if side.held_bytes and side.held_bytes + held_bytes(exchange) > self.spec.limits.max_pending_bytes:
+            return Ending(State.SHED, "queue_full", f"what waits holds {side.held_bytes / 2**20:.0f} MiB")
         return None
 
     # 6, wait for the turn
@@ -333,6 +340,7 @@ class Lane:
     def _finished(self, side: Side, exchange: Exchange, turn: Turn, task: asyncio.Task[Ending]) -> None:
         """A callback and not the end of the task, because a task that is cancelled early has no end of its own."""
         side.running.discard(task)
+        side.held_bytes -= held_bytes(exchange)
         turn.give_back()
         if not task.cancelled():
             ending = Ending(State.FAILED, "internal", str(task.exception()))  # unless there is a better one
