@@ -25,6 +25,8 @@ MAX_SPILLED_BYTES = 256
 matrix product. A narrower block would read the hidden states twice as often; a spilled accumulator is kilobytes."""
 MAX_SPILLED_BYTES_TIED_FLOAT32 = 768
 """Two products of float32, which are multiplied and added in registers, no tensor cores: 744 bytes."""
+MAX_SPILLED_BYTES_SECOND_SWEEP = 1024
+"""Both blocks of probabilities and their mean at once: 964 bytes. Clamping before the difference saved 20 of them."""
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 INPUTS = ("hidden", "weight", "bias", "p", "q", "weight_p", "weight_q", "bias_p", "bias_q")
 FLOATS = ("scale", "softcap", "scale_p", "softcap_p", "scale_q", "softcap_q")
@@ -115,6 +117,15 @@ def test_divergence(num_tokens: int, tied: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_second_sweep(tmp_path: Path) -> None:
+    from understudy_kernels.device.divergence import distance_kernel
+
+    chosen = plan(Shape(8192, 128256, (4096, 4096)), torch.bfloat16, Device(), 2)
+    built = build(distance_kernel, chosen, torch.bfloat16, divergence_flags(True, False), tmp_path)
+    check(built, 8192, MAX_SPILLED_BYTES_SECOND_SWEEP)
+
+
+@pytest.mark.slow
 def test_logits(tmp_path: Path) -> None:
     from understudy_kernels.device import divergence, score
 
@@ -143,9 +154,9 @@ def test_float32(tmp_path: Path) -> None:
         assert built.shared_bytes <= Device().shared_bytes, built
 
 
-def check(built: Built, num_tokens: int) -> None:
+def check(built: Built, num_tokens: int, max_spilled_bytes: int = MAX_SPILLED_BYTES) -> None:
     print(built)
-    assert built.spilled_bytes <= MAX_SPILLED_BYTES, built
+    assert built.spilled_bytes <= max_spilled_bytes, built
     assert built.shared_bytes <= Device().shared_bytes, built
     if num_tokens >= 64:
         assert built.num_wgmma > 0, f"no Hopper matrix instruction: {built}"
