@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import RecordError
+from understudy.record import recording, store
 from understudy.record.lines import Place, frame, read, scan, segment_path, segments
 from understudy.record.log import Disk, SegmentLog
 
@@ -232,3 +233,15 @@ def test_a_folder_that_cannot_be_used_is_a_record_error(tmp_path: Path) -> None:
         open_log(tmp_path / "r")
     segment_path(tmp_path / "r", 1).rmdir()
     open_log(tmp_path / "r").close()  # the failed one has not kept the lock
+
+
+def test_every_folder_that_is_made_is_private_and_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    for module in (store, recording):
+        monkeypatch.setattr(module, "sync_folder", synced.append)
+    recording.secret_in(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]  # the last one for the secret's name in it
+    SegmentLog(tmp_path / "a" / "c" / "d", disk=Disk()).close()
+    assert synced[3:] == [tmp_path / "a", tmp_path / "a" / "c"]
+    made = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o700}

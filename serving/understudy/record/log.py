@@ -17,7 +17,7 @@ from typing import Final
 from understudy.errors import RecordError
 from understudy.record.lines import Chain, Place, links_of, segment_path, segments
 from understudy.record.lock import FolderLock
-from understudy.record.store import sync_folder
+from understudy.record.store import make_folders, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,7 @@ class SegmentLog:
         self.is_file_complete = False
         """Set it, and the next append() begins a new file."""
         try:
-            if not folder.exists():
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                sync_folder(folder.parent)
+            make_folders(folder)
             self._lock = FolderLock(folder)
         except OSError as error:
             raise RecordError(f"{folder} cannot be written: {error}") from error

@@ -112,7 +112,9 @@ class _Hashes:
                     "body": None,
                     "prompt_text": None,
                     "prompt_hmac": self._pseudonym(" ".join(map(str, prompt))),
-                    "tags": {name: self._pseudonym(value) for name, value in document["tags"].items()},
+                    "tags": {
+                        self._privacy.id(name): self._pseudonym(value) for name, value in document["tags"].items()
+                    },
                     "parameters": {name: self._value(value) for name, value in document["parameters"].items()},
                     "champion": self._observation(document["champion"]),
                 }

@@ -13,7 +13,7 @@ from understudy.errors import RecordError
 from understudy.record.privacy import FULL, Privacy
 from understudy.record.redactors import load
 from understudy.record.signing import Signer
-from understudy.record.store import LocalStore, Store, is_local, store_at
+from understudy.record.store import LocalStore, Store, is_local, make_folders, store_at, sync_folder
 
 SECRET_FILE = "redaction.key"
 RULE_FILE = "redaction.json"  # {"text": ..., "redactors": [...]}: by what rule the servers write this record
@@ -120,7 +120,7 @@ def secret_in(root: Path) -> bytes:
     """
     path = root / SECRET_FILE
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(root)
         made = root / f"{SECRET_FILE}.{os.getpid()}"
         fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
@@ -133,6 +133,7 @@ def secret_in(root: Path) -> bytes:
             pass
         finally:
             made.unlink()
+        sync_folder(root)  # a secret that is lost in a crash makes every pseudonym before it a stranger
         return path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path} cannot be had: {error}") from error

@@ -69,7 +69,7 @@ class LocalStore:
     def write(self, path: str, content: bytes) -> None:
         """See Store."""
         target = self.folder / path
-        _make_folders(target.parent)
+        make_folders(target.parent)
         temporary = target.with_name(target.name + TEMPORARY)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
@@ -285,8 +285,9 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _make_folders(folder: Path) -> None:
+def make_folders(folder: Path) -> None:
+    """A folder and those it is in, durably; what is made here is 0700. Raises OSError."""
     if not folder.exists():
-        _make_folders(folder.parent)
+        make_folders(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
         sync_folder(folder.parent)
