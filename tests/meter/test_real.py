@@ -149,7 +149,11 @@ def test_every_metric_of_the_table_is_exported(server: Running, exchanges: list[
         "understudy_energy_joules_total",
         "understudy_device_power_watts",
     }
-    nothing_measures |= {"understudy_device_clock_hertz", "understudy_device_temperature_celsius"}
+    nothing_measures |= {
+        "understudy_device_clock_hertz",
+        "understudy_device_temperature_celsius",
+        "understudy_device_throttled",
+    }
     for metric in METRICS:
         name = metric.name + ("_count" if metric.kind == "histogram" else "")
         assert name in names or metric.name in nothing_measures, metric.name
