@@ -138,6 +138,26 @@ def test_every_package_has_a_line_in_the_readme_tree() -> None:
     assert not missing
 
 
+def test_every_document_that_the_code_names_is_here() -> None:
+    there = {path.name for path in ROOT.rglob("*.md")}
+    for root in ("serving/understudy", "kernels", "tests", "benchmarks"):
+        for path in sorted((ROOT / root).rglob("*.py")):
+            named = set(re.findall(r"\b[A-Z][A-Z_]+\.md\b", path.read_text(encoding="utf-8")))
+            assert named <= there, f"{path.relative_to(ROOT)} names {named - there}"
+
+
+def test_every_law_that_the_code_names_is_in_the_readme() -> None:
+    section = (ROOT / "serving" / "README.md").read_text(encoding="utf-8").partition("## The five laws")[2]
+    laws = set(re.findall(r"^(\d)\. \*\*", section.partition("\n## ")[0], re.MULTILINE))
+    named = {
+        number
+        for path in sorted(UNDERSTUDY.rglob("*.py"))
+        for number in re.findall(r"\blaw (\d)\b", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    }
+    assert named
+    assert named <= laws
+
+
 def test_the_tree_reader_reads_trees() -> None:
     block = """
     serving/understudy/

@@ -160,7 +160,7 @@ class Server:
     # what the routes ask
 
     async def status(self) -> dict[str, Any]:
-        """The contract of DESIGN.md."""
+        """What status and report show, as JSON; serving/README.md says what becomes of each exchange in it."""
         busy_s = {name: await self._busy_s(name) for name in self._lane.sides}
         counts = self._lane.counts()  # from here on nothing awaits: the figures are of one moment
         totals = total(counts.values())

@@ -1,4 +1,4 @@
-"""A status as DESIGN.md's contract has it, with a verdict from a real judge."""
+"""A status as the server gives it, with a verdict from a real judge."""
 
 from __future__ import annotations
 

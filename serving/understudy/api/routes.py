@@ -23,7 +23,7 @@ class Shadow(Protocol):
     """What the routes ask of the server."""
 
     async def status(self) -> Mapping[str, Any]:
-        """As DESIGN's contract gives it."""
+        """What ``Server.status`` gives."""
 
     async def exchanges(self, any_id: str) -> list[Mapping[str, Any]]:
         """Everything recorded under an exchange id, a response id or a client's request id, newest first."""

@@ -40,9 +40,9 @@ GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
 CHAMPION_KV_CPU_BYTES = 2 * GIB
 CHALLENGER_KV_CPU_BYTES = 1 * GIB
-# A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
 FLOOR = "(noise floor)"  # no model of the configuration: its core's name in the log and in events
 FLOOR_KV_PART = 4  # of the champion's KV cache
+# A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
 CHALLENGER_STEP = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
 
 

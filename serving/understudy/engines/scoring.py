@@ -31,8 +31,8 @@ KEY = "understudy_score"
 """In ``SamplingParams.extra_args``: {"first": row that predicts the first target, "targets": token ids}, and for a
 divergence "keep" or "against" with the key under which the champion's hidden states lie (shelf.py)."""
 COLUMNS = ("logprob", "rank", "entropy", "top1")
-DIVERGENCE_COLUMNS = ("kl_forward", "kl_backward", "hellinger", "champion_entropy")
 """float32 holds token ids and ranks exactly up to 2**24, some sixty times the largest vocabularies."""
+DIVERGENCE_COLUMNS = ("kl_forward", "kl_backward", "hellinger", "champion_entropy")
 NOT_NUMBERS = "log-probabilities that are no numbers"  # -inf is one: a token that the challenger rules out
 NOT_SCORED = Score((), ())
 

@@ -39,7 +39,7 @@ STAKES: Array = np.geomspace(0.002, 0.95, 24)
 """c_k: the bets as fractions of the largest that cannot go broke. Shape [24]."""
 
 ANY_LOOK_FACTOR = 2.3
-"""Units needed at any look, 80% power, over units of a design with fixed n (by simulation, STATISTICS.md)."""
+"""Units needed at any look, 80% power, over units of a design with fixed n (by simulation: serving/README.md)."""
 
 MOST_UNITS = 10_000_000
 """Further away than this is reported as unknown."""

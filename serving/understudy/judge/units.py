@@ -1,7 +1,7 @@
 """Exchanges of one challenger, grouped into the statistical units that a gate counts.
 
 The unit is the session where the request named one, else the exchange. Ten-request sessions counted as
-independent requests gave 54-76% false GO at a 5% limit (STATISTICS.md), so a session gives one Reading, the
+independent requests gave 54-76% false GO at a 5% limit (serving/README.md), so a session gives one Reading, the
 mean of its exchanges'.
 
 When does a session count? A value may not enter while it can still grow: whoever looks would see the same

@@ -47,7 +47,7 @@ def report_page(
     """The whole page, for ``GET /shadow/report`` and for a file.
 
     Args:
-        status: as in DESIGN.md's contract.
+        status: as ``Server.status`` gives it.
         summaries: one per challenger; those that are missing leave dashes.
         generated_unix_s: the time to print, now if not given.
     """

@@ -79,7 +79,7 @@ class ReportView:
 
 
 def report_view(status: Mapping[str, Any], summaries: Sequence[ChallengerSummary]) -> ReportView:
-    """``status`` as in DESIGN.md's contract. A summary without a challenger in status is shown too."""
+    """``status`` as ``Server.status`` gives it. A summary without a challenger in status is shown too."""
     champion = status.get("champion") or {}
     found = {summary.name: summary for summary in summaries}
     listed = {str(one.get("name", "challenger")): one for one in status.get("challengers") or ()}
