@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.config import RecordSpec
 from understudy.errors import RecordError
-from understudy.record import Control, Event, Feedback, RecordKeeper, erase, given, scan, upkeep
+from understudy.record import Accepted, Control, Event, Feedback, RecordKeeper, erase, given, scan, upkeep
 from understudy.record.audit import audit
 from understudy.record.care import adopt, adopted, care, erase_now, needs_care, root_of
 from understudy.record.lines import segments
@@ -179,6 +179,21 @@ def fill_feedback(recording: Recording, by_request: str, by_client: str) -> None
     keeper.append(Feedback("chatcmpl-1", by_request, 1.0))
     keeper.append(Feedback("client-1", by_client, 2.0))
     keeper.close()
+
+
+def test_feedback_that_has_the_id_in_clear_belongs_to_its_pseudonym(spec: RecordSpec) -> None:
+    redacting = Recording.of(replace(spec, text="redacted"), "replica-0")
+    keeper = open_keeper(redacting.log, store=redacting.store, privacy=redacting.privacy)
+    event = of_user(1, "ann")
+    assert isinstance(event, Accepted)
+    facts = replace(event.exchange.facts, client_request_id="ann@example.com")
+    keeper.append(replace(event, exchange=replace(event.exchange, facts=facts)))
+    keeper.close()
+    keeper = open_keeper(Recording.of(spec, "replica-1").log)  # in full
+    keeper.append(Feedback("ann@example.com", "in clear", 1.0))
+    keeper.close()
+    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 1 records erased", "replica-1: 1 records erased"]
+    assert b"ann@example.com" not in everything(spec)
 
 
 def test_a_writer_that_cannot_be_read_leaves_the_request_due_and_the_others_erased(spec: RecordSpec) -> None:
