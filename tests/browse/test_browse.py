@@ -272,7 +272,8 @@ def test_export_gives_chats_that_end_in_the_answer_one_wants(record: Path, tmp_p
         assert line["messages"][1]["content"] == text
         assert line["label"] == "Spam"
         assert line["params"] == {"max_tokens": 4}
-        assert line["metadata"]["challenger_answer"] == '{"a": 1, "c": null}'
+        (challenger,) = line["metadata"]["challengers"].values()
+        assert challenger["answer"] == '{"a": 1, "c": null}'
         assert line["metadata"]["exchange_id"] == f"{1:032x}"
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.errors import RecordError
 from understudy.record import Control, Feedback, scan
-from understudy.record.export import messages_of
+from understudy.record.chat import messages_of
 from understudy.record.given import enter, pending, read
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
@@ -108,8 +108,17 @@ def test_export_as_chats(url: Path, tmp_path: Path) -> None:
     one = next(line for line in lines if line["metadata"]["exchange_id"] == "ex-1")
     assert [message["role"] for message in one["messages"]] == ["system", "user", "assistant"]
     assert one["messages"][-1]["content"].startswith("yes\nand")
-    assert one["metadata"]["label"] == "good"
-    assert one["metadata"]["challengers"]["b"].startswith("yes")
+    assert one["label"] == "good"
+    assert one["metadata"]["challengers"]["b"]["answer"].startswith("yes")
+
+
+def test_both_commands_that_write_chats_write_the_same(url: Path, tmp_path: Path) -> None:
+    export(url, tmp_path / "one.jsonl")
+    done = CliRunner().invoke(cli, ["exchanges", str(url), "--export", str(tmp_path / "other.jsonl")])
+    assert done.exit_code == 0, done.output
+    one, other = (sorted((tmp_path / name).read_text().split("\n")[:-1]) for name in ("one.jsonl", "other.jsonl"))
+    assert len(one) == 40
+    assert one == other
 
 
 def test_export_as_parquet(url: Path, tmp_path: Path) -> None:

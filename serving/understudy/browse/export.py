@@ -1,7 +1,6 @@
 """Exchanges as JSONL chats: one object a line, for labelling, hardening and training.
 
-    {"messages": [..., {"role": "assistant", "content": "the champion's answer"}],
-     "label": "...", "params": {...}, "metadata": {"exchange_id": ..., "challenger_answer": ..., "comparison": ...}}
+Each line is as record/chat.py has it, with the one challenger of the row.
 
 ``messages`` alone is what fine-tuning tools read. Without an answer at its end (``--answer none``) the file is one that
 ``understudy compare --prompts`` takes.
@@ -10,12 +9,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from understudy.browse.conversation import body_of, messages_of, parameters_of
 from understudy.browse.select import Row
+from understudy.record.chat import body_of, chat_of, messages_of, text_of
 from understudy.record.store import open_private
 
 Answer = Literal["champion", "challenger", "none"]
@@ -38,41 +37,19 @@ def export(rows: Iterable[Row], path: Path, answer: Answer) -> tuple[int, int]:
 def as_chat(row: Row, answer: Answer) -> dict[str, Any] | None:
     """One row, or None where the request or the wanted answer has no text. Of several answers the first."""
     messages = messages_of(row.view)
-    texts = {"champion": _first(row.view["champion"]), "challenger": _first(row.end.get("observation"))}
-    if messages is None or (answer != "none" and texts[answer] is None):
+    text = {"champion": row.view["champion"], "challenger": row.end.get("observation"), "none": None}[answer]
+    said = text_of(text)
+    if messages is None or (answer != "none" and said is None):
         return None
-    said = [] if answer == "none" else [{"role": "assistant", "content": texts[answer]}]
-    line: dict[str, Any] = {"messages": [*messages, *said]}
-    if answer == "none" and str(row.view.get("endpoint")).endswith("/completions") and len(messages) == 1:
-        line = _plain(row) or line
-    if row.label is not None:
-        line["label"] = row.label
-    if parameters_of(row.view):
-        line["params"] = parameters_of(row.view)
-    if row.view.get("tags"):
-        line["tags"] = dict(row.view["tags"])
-    return line | {
-        "metadata": {
-            "exchange_id": row.view["exchange_id"],
-            "request_id": row.view["request_id"],
-            "arrived_unix_s": row.view["arrived_unix_s"],
-            "champion": row.view["champion"]["model"],
-            "challenger": row.challenger,
-            "state": row.end["state"],
-            "reason": row.end.get("reason"),
-            "champion_answer": texts["champion"],
-            "challenger_answer": texts["challenger"],
-            "comparison": row.end.get("comparison"),
-        }
-    }
+    asked: dict[str, Any] = {"messages": messages}
+    if answer != "none":
+        asked = {"messages": [*messages, {"role": "assistant", "content": said}]}
+    elif str(row.view.get("endpoint")).endswith("/completions") and len(messages) == 1:
+        asked = _plain(row) or asked
+    return chat_of(row.view, asked, {row.challenger: row.end})
 
 
 def _plain(row: Row) -> dict[str, Any] | None:
     """A plain completion goes on as one: no chat template was around it."""
     prompt = body_of(row.view).get("prompt")
     return {"prompt": prompt} if isinstance(prompt, str) else None
-
-
-def _first(observation: Mapping[str, Any] | None) -> str | None:
-    answers = (observation or {}).get("answers") or ()
-    return answers[0]["text"] if answers and not answers[0].get("text_hmac") else None

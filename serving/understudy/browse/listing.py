@@ -9,9 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from understudy.browse.conversation import content_of, messages_of
+from understudy.browse.conversation import content_of
 from understudy.browse.select import Row
 from understudy.browse.words import printable
+from understudy.record.chat import messages_of
 
 ID_CHARACTERS = 12
 MAX_CHARACTERS = 24

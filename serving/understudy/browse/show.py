@@ -13,12 +13,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from understudy.browse.conversation import content_of, messages_of
+from understudy.browse.conversation import content_of
 from understudy.browse.select import Row, View
 from understudy.browse.surprises import Decode, surprises
 from understudy.browse.words import cut, printable, side_by_side
 from understudy.compare.jsontext import is_container, read_loosely
 from understudy.compare.structure import changes
+from understudy.record.chat import messages_of
 
 MAX_PROMPT_CHARACTERS = 4_000
 MAX_CHANGES = 20

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import RecordError
+from understudy.record.chat import chat_of, label_of, messages_of, text_of
 from understudy.record.store import open_private
 from understudy.types import State
 
@@ -46,42 +47,11 @@ def export(views: Iterable[View], form: str, target: Path, challenger: str | Non
     return counted
 
 
-def messages_of(view: View) -> list[dict[str, Any]] | None:
-    """The request's messages; a prompt is a user's message. None where the record does not have the text."""
-    if view.get("body"):
-        try:
-            body = json.loads(view["body"])
-        except ValueError:
-            body = {}
-        if isinstance(body.get("messages"), list):
-            return list(body["messages"])
-        asked = body.get("prompt", body.get("input"))
-        if isinstance(asked, str):
-            return [{"role": "user", "content": asked}]
-    prompt = view.get("prompt_text")
-    return None if prompt is None else [{"role": "user", "content": prompt}]
-
-
-def label_of(view: View) -> str | None:
-    """The latest label."""
-    return next((given["label"] for given in reversed(view["feedback"]) if given["label"]), None)
-
-
-def text_of(observation: Mapping[str, Any] | None) -> str | None:
-    """The first answer's text; None where there is none, or none in the record."""
-    answers = (observation or {}).get("answers") or ()
-    if not answers or "text_hmac" in answers[0]:
-        return None
-    text: str = answers[0]["text"]
-    return text
-
-
 def _chat(views: Iterable[View], target: Path, challenger: str | None, counted: Exported) -> None:
     with open_private(target) as file:
         for view, messages, text in _with_text(views, counted):
-            answers = {name: text_of(end["observation"]) for name, end in _ends(view, challenger)}
-            metadata = _ids(view) | {"label": label_of(view), "challengers": answers}
-            line = {"messages": [*messages, {"role": "assistant", "content": text}], "metadata": metadata}
+            asked = {"messages": [*messages, {"role": "assistant", "content": text}]}
+            line = chat_of(view, asked, dict(_ends(view, challenger)))
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             counted.num_written += 1
 

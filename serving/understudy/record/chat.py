@@ -1,0 +1,75 @@
+"""An exchange as a chat: one JSON object a line, the same from `understudy export` and `understudy exchanges --export`.
+
+    {"messages": [..., {"role": "assistant", "content": "an answer"}], "label": "...", "params": {...}, "tags": {...},
+     "metadata": {"exchange_id", "request_id", "arrived_unix_s", "champion", "champion_answer",
+                  "challengers": {name: {"answer", "state", "reason", "comparison"}}}}
+
+``messages`` alone is what fine-tuning tools read. ``label``, ``params`` and ``tags`` are left out where there are none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+View = Mapping[str, Any]
+_OF_AN_END = ("state", "reason", "comparison")
+NOT_PARAMETERS = ("model", "messages", "prompt", "input", "stream", "stream_options")
+
+
+def messages_of(view: View) -> list[dict[str, Any]] | None:
+    """The conversation as it was sent; a plain prompt is one message of the user. None where no text is recorded."""
+    body = body_of(view)
+    given = next((body[name] for name in ("messages", "prompt", "input") if name in body), None)
+    if isinstance(given, list) and all(isinstance(message, dict) for message in given):
+        return list(given)
+    text = given if isinstance(given, str) else view.get("prompt_text")
+    return [{"role": "user", "content": text}] if text else None
+
+
+def parameters_of(view: View) -> dict[str, Any]:
+    """Everything else that the client asked for, in its own words."""
+    return {name: value for name, value in body_of(view).items() if name not in NOT_PARAMETERS}
+
+
+def body_of(view: View) -> dict[str, Any]:
+    """The request's body; empty where it was not recorded."""
+    try:
+        body = json.loads(view.get("body") or "{}")
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def label_of(view: View) -> str | None:
+    """The latest label."""
+    return next((given["label"] for given in reversed(view.get("feedback") or ()) if given["label"]), None)
+
+
+def text_of(observation: Mapping[str, Any] | None) -> str | None:
+    """The first answer's text; None where there is none, or none in the record."""
+    answers = (observation or {}).get("answers") or ()
+    if not answers or "text_hmac" in answers[0]:
+        return None
+    text: str = answers[0]["text"]
+    return text
+
+
+def chat_of(view: View, asked: Mapping[str, Any], ends: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One line.
+
+    Args:
+        view: of the exchange.
+        asked: ``messages``, or what stands for them.
+        ends: by challenger, of those to tell of.
+    """
+    said = {"label": label_of(view), "params": parameters_of(view), "tags": dict(view.get("tags") or {})}
+    challengers = {
+        name: {"answer": text_of(end.get("observation"))} | {key: end.get(key) for key in _OF_AN_END}
+        for name, end in ends.items()
+    }
+    champion = {"champion": view["champion"]["model"], "champion_answer": text_of(view["champion"])}
+    ids = {name: view[name] for name in ("exchange_id", "request_id", "arrived_unix_s")}
+    there = {name: value for name, value in said.items() if value}
+    return {**asked, **there, "metadata": ids | champion | {"challengers": challengers}}
