@@ -315,3 +315,8 @@ def test_an_object_store_that_fails_while_it_is_read_is_an_os_error(faulty: type
         file._file.read = store._fs._fail  # type: ignore[attr-defined]
         with pytest.raises(OSError, match="AccessDenied"):
             file.read()
+
+
+def test_an_object_store_is_asked_each_time_because_other_processes_write_in_it() -> None:
+    for store in (RemoteStore("memory://listed"), RemoteStore("memory://listed").inside("replica-0")):
+        assert store._fs.dircache.use_listings_cache is False

@@ -194,7 +194,8 @@ class RemoteStore:
         import fsspec
 
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            # other processes erase and seal in it: what was listed, and how large it was, must not be remembered
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"record.url: {self.url!r} cannot be had: {error}") from error
         except Exception as error:
