@@ -83,7 +83,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pressure-")))
         with servers.vllm(models[0], ENGINE_ARGS, folder) as url:
-            theirs = press(url, given.requests // 5, given.overload)
+            theirs = press(url, given.requests, given.overload)
         config = {
             "champion": {"model": models[0], "name": "champ", "engine_args": ENGINE_ARGS},
             "challenger": {"model": models[1], "name": "challenger", "engine_args": ENGINE_ARGS},
