@@ -36,7 +36,7 @@ def machine() -> dict[str, str]:
     return {
         "cpu": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "commit": commit(),
         **{name: found for name in PACKAGES if (found := version_of(name))},
