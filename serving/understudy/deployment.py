@@ -30,7 +30,7 @@ class Replica:
     _guest: Guest | None = None
 
     async def __init__(self, raw_config: Mapping[str, Any], door: str | None) -> None:  # type: ignore[misc]  # awaited
-        rank = serve.get_replica_context().rank.rank
+        rank = own_seat()
         self._server = await Server.start(raw_config, replica=rank, sinks=[RaySink(str(rank))])
         if door is not None:
             self._guest = await Guest.enter(door)
@@ -58,3 +58,18 @@ class Replica:
             await self._guest.leave()
         if self._server is not None:
             await self._server.close()
+
+
+def own_seat() -> int:
+    """The seat of the replica that this process is."""
+    context = serve.get_replica_context()
+    return seat(context.rank.rank, context.world_size)
+
+
+def seat(rank: int, num_replicas: int) -> int:
+    """Which folder of the record is this replica's: from 0 to ``num_replicas`` - 1.
+
+    Ray counts on while the replica that is replaced still ends: the only replica's successor may have rank 1. It takes
+    the folder of the one that it replaces, so that it goes on counting where that one stopped.
+    """
+    return rank % max(1, num_replicas)

@@ -40,6 +40,10 @@ BOUNDS = {
     "total_variation": 5e-6,
 }
 LARGEST = 32.0
+# Beyond it: what the products' own rounding may add up to. A KL weighs the errors of two products; the largest of 3,000
+# draws with logits of up to 120 was 2.3 times what one bound in proportion would allow, of anything else 0.9 times.
+BEYOND = {"kl_pq": 6.0, "kl_qp": 6.0}
+BEYOND_OTHERS = 2.0
 RELATIVE = 1e-6  # of the value itself: a KL of 50 has float32 steps of 4e-6
 
 
@@ -273,7 +277,8 @@ def close(name: str, found: Tensor, expected: Tensor, logits: Tensor) -> None:
     assert found.dtype == torch.float32, name
     assert found.shape == expected.shape, name
     finite = logits[logits.isfinite()].abs()
-    beyond = max(1.0, float(finite.max()) / LARGEST) if finite.numel() else 1.0
+    times = float(finite.max()) / LARGEST if finite.numel() else 1.0
+    beyond = times * BEYOND.get(name, BEYOND_OTHERS) if times > 1.0 else 1.0
     torch.testing.assert_close(
         found.cpu().double(), expected, rtol=RELATIVE, atol=BOUNDS[name] * beyond, equal_nan=True, msg=report(name)
     )
