@@ -184,10 +184,11 @@ def test_the_challengers_first_choices_are_no_way_round(tmp_path: Path, mode: An
 
 def test_a_redactor_that_fails_leaves_hashes_and_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def broken(text: str) -> str:
-        raise RuntimeError("no")
+        raise RuntimeError(f"cannot read {text}")  # as many errors do
 
     privacy = Privacy("redacted", (broken,), b"secret")
     found, content = written(tmp_path, privacy, private("prompt"), replace(ended(1), same_prompt=True))
+    assert "cannot read" not in caplog.text
     no_trace(content)
     assert b"1000" not in content
     assert privacy.num_failed >= 2

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 Redactor = Callable[[str], str]
 Mode = Literal["full", "redacted", "none"]
+REDACTION_FAILED = "redaction failed (%s); what it was to read is kept as hashes and metrics only (said once, counted)"
 MIN_DIGITS = 7  # a shorter number in a JSON body is no card and no phone
 
 
@@ -51,9 +52,9 @@ class Privacy:
         if self.mode == "redacted":
             try:
                 return _Redaction(self.redact, self.pseudonym).record(document)
-            except Exception:
+            except Exception as fault:  # noqa: BLE001  # fails closed, counted; its words may hold the text: not logged
                 if not self.num_failed:
-                    logger.exception("redaction failed; the record has hashes and metrics only (said once, counted)")
+                    logger.error(REDACTION_FAILED, type(fault).__name__)
                 self.num_failed += 1
         return _Hashes(self).record(document)
 
@@ -85,9 +86,9 @@ class Privacy:
     def _redacted(self, text: str) -> str | None:
         try:
             return self.redact(text)
-        except Exception:
+        except Exception as fault:  # noqa: BLE001  # the same
             if not self.num_failed:
-                logger.exception("redaction failed (said once, counted)")
+                logger.error(REDACTION_FAILED, type(fault).__name__)
             self.num_failed += 1
             return None
 
