@@ -117,6 +117,7 @@ class Offer:
     unsupported: str | None = None
     fault: Exception | None = None
     completed: int = 0
+    held_bytes: int = 0
     exchange_id: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from understudy.api.context import NO_HTTP, RequestContext, current
 from understudy.engines.vllm_engine import measured, to_answer
 from understudy.journey import answer
+from understudy.lane.holding import EXCHANGE_BYTES, NUMBER_BYTES, OUTPUT_BYTES
 from understudy.meter.gaps import Gaps, added, gaps_between
 from understudy.meter.traffic import Traffic
 from understudy.types import NOT_MEASURED, Answer, Exchange, Measured, Observation, Outcome, Timings
@@ -45,7 +46,7 @@ class ChampionWitness:
     __slots__ = (
         "_arrived_s", "_arrived_unix_s", "_batch_size", "_error", "_finished_s", "_mark", "_model", "_outcome",
         "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context", "exchange_id",
-        "unsupported",
+        "held_bytes", "unsupported",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class ChampionWitness:
         self.exchange_id = uuid.uuid4().hex
         self.context = context
         self.unsupported: str | None = None
+        self.held_bytes = 0
         self._model = model
         self._request_id = response_id(request_id, "" if context is None else context.facts.endpoint)
         self._parameters = parameters
@@ -92,6 +94,7 @@ class ChampionWitness:
         self._batch_size = None if self._traffic is None else self._traffic.batch_since(self._mark)
         self._outcome = outcome
         self._error = None if error is None else f"{type(error).__name__}: {error}"
+        self.held_bytes = self._size_bytes()  # asked on the answer's path, so lengths and no generators: 0.4 us
 
     def complete(self) -> Exchange:
         """The exchange. Copies token ids; the lane calls it, not the answer's path."""
@@ -126,6 +129,18 @@ class ChampionWitness:
             prompt_text=prompt.prompt if prompt is not None else None,
             champion=champion,
         )
+
+    def _size_bytes(self) -> int:
+        """About what these references keep in memory."""
+        size_bytes = EXCHANGE_BYTES + OUTPUT_BYTES * len(self._outputs)
+        if self._prompt is not None:
+            size_bytes += NUMBER_BYTES * len(self._prompt.prompt_token_ids or ())
+            for output in self._outputs[-1]:
+                size_bytes += NUMBER_BYTES * len(output.token_ids)
+        if self.context is not None:
+            for chunk in self.context.body:
+                size_bytes += len(chunk)
+        return size_bytes
 
     def _measured(self) -> Measured:
         """The engine's own times, and the gaps of each answer's stream as they passed here."""

@@ -41,6 +41,11 @@ class Replayed:
         """The recorded one, so that labels and sessions go on to apply."""
         return self.exchange.exchange_id
 
+    @property
+    def held_bytes(self) -> int:
+        """Who replays waits for room, and offers one after the other."""
+        return 0
+
     def complete(self) -> Exchange:
         """It is complete."""
         return self.exchange

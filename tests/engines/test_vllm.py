@@ -179,6 +179,26 @@ def output(*completions: Any, finished: bool = False) -> Any:
     return RequestOutput("r", "a prompt", [1, 2, 3], None, made, finished)
 
 
+def test_what_waits_to_be_taken_in_knows_its_size() -> None:
+    from vllm import SamplingParams
+
+    from understudy.fork import ChampionWitness
+
+    def size_bytes(*outputs: Any, body: bytes = b"") -> int:
+        context = RequestContext(RequestFacts(), body=[body, body])
+        witness = ChampionWitness("champ", "r", SamplingParams(), context)
+        for each in outputs:
+            witness.see(each)
+        witness.close(Outcome.FINISHED)
+        return witness.held_bytes
+
+    small = size_bytes(output((0, "a", [7], "stop"), finished=True))
+    assert 0 < size_bytes() < small < 4096
+    assert size_bytes(body=bytes(50_000)) > 100_000
+    assert size_bytes(output((0, "a", list(range(5_000)), "stop"), finished=True)) > 100_000
+    assert size_bytes(*[output((0, "a", [7], None)) for _ in range(500)]) > 100_000
+
+
 async def through(champion: Champion, params: Any, prompt: Any = None, leave_after: int = 99, **more: Any) -> Any:
     """What the fork yields and offers."""
     from understudy.fork import Fork

@@ -140,6 +140,35 @@ async def test_pause_aborts_it_too() -> None:
 
 
 @in_loop
+async def test_pause_keeps_what_waits_for_nothing_but_its_floor() -> None:
+    floor, challenger = WatchedEngine(gate=asyncio.Event()), WatchedEngine()
+    async with running(challenger, spec=spec(), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        await challenger.called("generate")
+        await floor.called("generate")
+        await turns(20)
+        assert stage.counts()["pending"] == 1
+        stage.lane.pause()
+        (ending,) = await stage.ear.hears(1)
+        assert (stage.ear.words(), ending.floor) == (["compared"], Floor(reason="paused"))
+        assert ending.comparison is not None
+        await turns(5)
+        assert floor.aborted == 1
+        assert stage.lane.sides["fake"].breaker.state == "closed"
+
+
+@in_loop
+async def test_closing_keeps_it_too() -> None:
+    floor, challenger = WatchedEngine(gate=asyncio.Event()), WatchedEngine()
+    async with running(challenger, spec=spec(), floor=floor) as stage:
+        stage.lane.offer(Offer())
+        await challenger.called("generate")
+        await turns(20)
+    assert stage.ear.words() == ["compared"]
+    assert stage.ear.endings[0][2].floor == Floor(reason="closed")
+
+
+@in_loop
 async def test_its_tokens_are_in_the_budget() -> None:
     """Three prompt and two answer tokens, scored and generated: 10 for the challenger and 10 for the floor."""
     floor = WatchedEngine()

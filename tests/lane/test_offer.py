@@ -20,13 +20,13 @@ class Untouchable:
 
 
 @in_loop
-async def test_offer_does_not_look_at_what_it_is_given() -> None:
+async def test_offer_survives_what_cannot_be_looked_at() -> None:
     async with running(WatchedEngine()) as stage:
         assert stage.lane.offer(Untouchable()) is None  # type: ignore[func-returns-value]
         await turns(5)
         stage.lane.offer(Offer())  # the lane goes on
         await stage.ear.hears(1)
-        assert stage.lane.guard.swallowed == {"intake": 1}
+        assert stage.lane.guard.swallowed == {"offer": 1, "intake": 1}
         assert stage.counts()["offered"] == 2
         assert stage.counts()["compared"] == 1
 
@@ -80,6 +80,24 @@ async def test_the_inbox_is_bounded_and_what_does_not_fit_is_counted(monkeypatch
             assert counts["shed"] == {"inbox_full": full}
             assert counts["compared"] == sum(lane_module.is_sampled(each.exchange_id, 0.5) for each in given[:10])
         assert not any(each.completed for each in given[10:])  # not even copied
+
+
+@in_loop
+async def test_the_inbox_is_bounded_in_bytes_too() -> None:
+    async with running(WatchedEngine(), spec=shadow_spec(max_pending_bytes=1_000_000)) as stage:
+        given = offers(5)
+        for each in given:
+            each.held_bytes = 400_000
+            stage.lane.offer(each)
+        assert stage.lane._inbox_bytes == 800_000
+        await stage.lane.idle()
+        assert (stage.counts()["compared"], stage.counts()["shed"]) == (2, {"inbox_full": 3})
+        assert not any(each.completed for each in given[2:])
+        assert stage.lane._inbox_bytes == 0
+        alone = Offer(exchange("alone"), held_bytes=5_000_000)
+        stage.lane.offer(alone)
+        await stage.lane.idle()
+        assert alone.completed == 1  # one alone may be larger, as in the queue
 
 
 @in_loop

@@ -1,4 +1,4 @@
-"""What the exchanges that one challenger has yet to meet hold in memory: bounded in bytes, and not only in number."""
+"""What exchanges hold in memory that are yet to be taken in or met: bounded in bytes, and not only in number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ EXCHANGE_BYTES = 2048
 """Of the objects around the texts and numbers."""
 NUMBER_BYTES = 36
 """Of a token id or a log-probability in a tuple: 8 for its place and 28 for itself."""
+OUTPUT_BYTES = 1024
+"""Of one streamed output of vLLM, as the fork keeps it until the exchange is taken in."""
 
 
 def held_bytes(exchange: Exchange) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,9 +27,9 @@ from understudy.lane.holding import held_bytes
 from understudy.lane.ledger import Counted, Ledger, total
 from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
-from understudy.types import Ending, Exchange, Outcome, Phase, State, unseen
+from understudy.types import Ending, Exchange, Floor, Outcome, Phase, State, unseen
 
-MAX_INBOX = 100_000
+MAX_INBOX = 100_000  # exchanges; what they hold in memory is bounded by max_pending_bytes
 MAX_UNSEEN = 100_000  # ids; beyond it they are only counted
 PRESSURE_POLL_S = 0.02
 
@@ -48,6 +48,10 @@ class Offered(Protocol):
     @property
     def unsupported(self) -> str | None:
         """Why no challenger can meet it, where that is known already; it is shed for that reason."""
+
+    @property
+    def held_bytes(self) -> int:
+        """About what it keeps in memory until it is taken in. A number that is known already: asked on the path."""
 
     def complete(self) -> Exchange:
         """The exchange. Copies; called once, by the lane."""
@@ -137,7 +141,8 @@ class Lane:
         self._champion_load = champion_load
         self._over_cap = over_cap
         self._clock = clock
-        self._inbox: deque[Offered] = deque()
+        self._inbox: deque[tuple[Offered, int]] = deque()
+        self._inbox_bytes = 0
         self._unseen: deque[str] = deque()
         self._moved = asyncio.Event()
         self._closing = False
@@ -154,10 +159,19 @@ class Lane:
 
     def offer(self, offered: Offered) -> None:
         """Step 4, on the answer's path: O(1), never awaits, never raises, keeps one reference."""
-        if len(self._inbox) >= MAX_INBOX:
+        size_bytes = 0
+        try:  # costs nothing where nothing is raised; entering a guard takes half a microsecond
+            size_bytes = offered.held_bytes
+        except Exception:
+            with self.guard("offer"):
+                raise
+        if self._inbox and (
+            len(self._inbox) >= MAX_INBOX or self._inbox_bytes + size_bytes > self.spec.limits.max_pending_bytes
+        ):
             self._shed_unseen(offered)
             return
-        self._inbox.append(offered)
+        self._inbox.append((offered, size_bytes))
+        self._inbox_bytes += size_bytes
         self._wake.set()
 
     def start(self) -> None:
@@ -189,7 +203,10 @@ class Lane:
             await self._moved.wait()
 
     def pause(self) -> None:
-        """The kill switch: nothing starts, what waits is shed, what runs is aborted and shed."""
+        """The kill switch: nothing starts, what waits is shed, what runs is aborted and shed.
+
+        What is complete and only waits for its noise floor ends as it was, without one.
+        """
         self.paused = True
         for side in self.sides.values():
             while side.queue:
@@ -237,7 +254,9 @@ class Lane:
             while self._inbox or self._unseen:
                 with self.guard("intake"):
                     if self._inbox:
-                        self._take_one(self._inbox.popleft())
+                        offered, size_bytes = self._inbox.popleft()
+                        self._inbox_bytes -= size_bytes
+                        self._take_one(offered)
                     else:
                         self._tell_unseen(self._unseen.popleft(), Ending(State.SHED, "inbox_full"))
                 self._moved.set()
@@ -355,7 +374,10 @@ class Lane:
         """Steps 6 to 8, and the noise floor beside them where this exchange was chosen for it."""
         ending = await self._met(side, exchange, deadline_s, turn)
         turn.give_back()
-        return await self.floor.beside(exchange, ending, deadline_s)
+        try:
+            return await self.floor.beside(exchange, ending, deadline_s)
+        except asyncio.CancelledError:  # paused or closed while it waited: what the challenger did is complete
+            return replace(ending, floor=Floor(reason="paused" if self.paused else "closed"))
 
     async def _met(self, side: Side, exchange: Exchange, deadline_s: float, turn: Turn) -> Ending:
         """Steps 6 to 8 with every way to end."""
