@@ -184,6 +184,22 @@ def test_it_changes_hands_only_when_another_core_is_stepped(stage: Stage) -> Non
     assert "-C" not in stage.log
 
 
+def test_who_takes_in_has_what_the_process_has_only_once(stage: Stage) -> None:
+    stage.champion.steps = 1
+    stage.champion.during = lambda _: stage.b.mail.append(lambda: stage.log.append("b takes in"))
+    stage.run()
+    assert stage.log == ["+C", "C", "-C", "+b", "b takes in"]
+
+
+def test_so_does_the_champion_at_a_preemption_point(stage: Stage) -> None:
+    stage.a.steps, stage.a.slices = 1, (0.001, 0.001)
+    stage.a.during = lambda number: (
+        stage.champion.mail.append(lambda: stage.log.append("C takes in")) if not number else None
+    )
+    stage.run()
+    assert stage.log == ["+a", "a0", "-a", "+C", "C takes in", "-C", "+a", "a1"]
+
+
 def test_a_point_without_champion_work_changes_nothing(stage: Stage) -> None:
     stage.a.steps, stage.a.slices = 2, (0.001, 0.001)
     stage.run()

@@ -139,15 +139,13 @@ class Driver:
             return
         self._slice_ended(challenger)
         try:
-            if champion.has_mail():
-                champion.take_in()
+            self._take_in_mail(champion)
             waits = champion.has_work()
             if waits and not self._share.is_owed:
                 self._flight.yielded(challenger.index)
                 while champion.has_work() and not self._share.is_owed:
                     self._step_champion(champion, someone_waits=True)
-                    if champion.has_mail():
-                        champion.take_in()
+                    self._take_in_mail(champion)
                 waits = champion.has_work()
         except Exception as fault:
             champion.say_dead()
@@ -165,8 +163,14 @@ class Driver:
         """
         if core is not self._champion:
             self._flight.working(core.index, STEPPING, self._clock())
-        self._try(core, core.take_in)
+        self._try(core, partial(self._take_in_mail, core))
         self._flight.resting(self._clock())
+
+    def _take_in_mail(self, core: SteppedCore) -> None:
+        """As itself: a utility call in its mail may draw random numbers, and launches kernels on the current stream."""
+        if core.has_mail():
+            self._enter(core)
+            core.take_in()
 
     def _next(self) -> SteppedCore | None:
         champion = self._champion
