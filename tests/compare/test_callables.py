@@ -121,3 +121,25 @@ async def test_in_the_lane_the_exchange_ends_compared_and_the_loop_goes_on(monke
     assert ending.comparison is not None
     assert ending.comparison.values["custom_tone"] == 1.0
     await lane.close()
+
+
+@in_loop
+async def test_many_exchanges_at_once_lose_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time: nobody's waiting counts as somebody's hanging, and no thread is taken from others."""
+    monkeypatch.setattr(callables, "TIMEOUT_S", 0.25)
+    at_once: list[int] = []
+    most = [0]
+
+    def slow(*_: Any) -> float:
+        at_once.append(1)
+        most.append(len(at_once))
+        HANG.wait(0.02) if not HANG.is_set() else None
+        at_once.pop()
+        return 1.0
+
+    comparators = comparing(monkeypatch, slow, guard := Guard())
+    both = answer(1, text="a")
+    found = await asyncio.gather(*(comparators(exchange(str(n), both), observation(both)) for n in range(20)))
+    assert [each.values["custom_tone"] for each in found] == [1.0] * 20
+    assert not guard.swallowed
+    assert max(most) == 1

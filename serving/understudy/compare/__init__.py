@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -59,14 +60,19 @@ class Comparators:
     def __init__(self, spec: CompareSpec | None = None, guard: Guard = unguarded) -> None:
         self.spec = spec or CompareSpec()
         self._guard = guard
+        self._thread = ThreadPoolExecutor(1, "compare")
         comparators: dict[str, Comparator] = {name: load(name, self.spec) for name in self.spec.names}
         for name, path in self.spec.callables.items():
             comparators[f"custom_{name}"] = UserComparator(name, path)
         self._comparators: Mapping[str, Comparator] = comparators
 
     async def __call__(self, exchange: Exchange, challenger: Observation) -> Comparison:
-        """In a thread, so that long texts do not hold up the event loop."""
-        return await asyncio.to_thread(self.compare, exchange, challenger)
+        """In a thread, so that long texts do not hold up the event loop.
+
+        One exchange at a time: comparing takes no more of the interpreter than one thread can, and no thread that
+        others need.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.compare, exchange, challenger)
 
     def compare(self, exchange: Exchange, challenger: Observation) -> Comparison:
         """Every number that could be computed; one that is not finite could not."""

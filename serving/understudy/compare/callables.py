@@ -6,7 +6,8 @@
 
     def distance(champion: str, challenger: str, case: Case) -> float: ...
 
-It is called once for each pair of answers, in a thread of its own, and gives a number; ``custom_tone`` is their mean.
+It is called once for each pair of answers, in a thread of its own, one exchange at a time, and gives a number;
+``custom_tone`` is their mean.
 Where an answer is missing it is not called, and the number is absent: only its author knows its worst value. The same
 holds where it raises, gives no finite number, or takes longer than 5 s (all counted in status, under ``swallowed``).
 It must have no side effects: ``case.dry_run`` is always true, and a replay calls it again for the same exchange.
@@ -71,7 +72,7 @@ class UserComparator:
 
     def _in_thread(self, work: Callable[[], list[float]]) -> list[float]:
         """A daemon thread, so that one that hangs neither blocks the others nor the server's end."""
-        if not self._busy.acquire(timeout=TIMEOUT_S):
+        if not self._busy.acquire(blocking=False):  # exchanges come one at a time: it is one that was given up
             raise CallableBroken(f"{self.name} is still at work on an earlier exchange")
         done, outcome = threading.Event(), _Outcome()
 
