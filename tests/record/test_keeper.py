@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from understudy.errors import RecordError
-from understudy.record import RecordKeeper, World, WriterLimits, decode
+from understudy.record import RecordKeeper, World, WriterLimits, decode, encode
+from understudy.record.lines import links_of
 from understudy.record.log import SegmentLog
 
 from .builders import (
@@ -71,6 +72,54 @@ def test_a_large_group_is_synced_in_parts(tmp_path: Path) -> None:
         flush(keeper)
         assert ids(tmp_path) == [f"ex-{number}" for number in range(8)]
         assert disk.calls.count("sync") > 2
+
+
+def test_the_next_group_is_encoded_while_the_disk_has_one(tmp_path: Path) -> None:
+    disk, seen = FakeDisk(), threading.Semaphore(0)
+    disk.may_sync.clear()
+
+    def describe(parameters: Any) -> dict[str, Any]:
+        seen.release()
+        return dict(parameters)
+
+    async def both(keeper: RecordKeeper) -> None:
+        waiting = asyncio.create_task(keeper.flush())
+        await asyncio.to_thread(disk.is_in_sync.wait)
+        encoded = [await asyncio.to_thread(seen.acquire, timeout=MINUTE_S) for _ in range(len(first) + 1)]
+        assert all(encoded)  # one of the second group, although the first is not on disk
+        disk.may_sync.set()
+        await waiting
+
+    first = range(2)  # as many as fill a group: see below
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL, describe_parameters=describe) as keeper:
+        for number in range(8):
+            keeper.append(accepted(number))
+        asyncio.run(both(keeper))
+        assert len(encode(accepted(0), dict)) * len(first) > SMALL.group_bytes
+        assert ids(tmp_path) == [f"ex-{number}" for number in range(8)]
+
+
+def test_a_disk_that_fails_while_the_next_group_is_encoded_loses_nothing(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+        disk.broken = {"sync": errno.EIO}
+        for number in range(4):
+            keeper.append(accepted(number))
+        with pytest.raises(RecordError, match="recording is off"):
+            flush(keeper)
+        disk.broken = {}
+        keeper.append(accepted(4))
+        flush(keeper)
+        assert keeper.num_lost == 0
+        assert ids(tmp_path) == [f"ex-{number}" for number in range(5)]
+    assert open_and_verify(tmp_path) == 5
+
+
+def open_and_verify(folder: Path) -> int:
+    """Records of a folder whose chain has no gap."""
+    links = [links_of(line) for line in whole_lines(folder)]
+    assert [link[0] for link in links if link is not None] == list(range(len(links)))
+    return len(links)
 
 
 def test_everything_is_written_without_flush_after_the_interval(tmp_path: Path) -> None:

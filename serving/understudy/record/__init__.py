@@ -2,7 +2,7 @@
 
 keeper.py    RecordKeeper: all of it together            scanning.py  scan(): all replicas under one URL, merged
 schema.py    what an event is                            codec.py     to JSON and back
-writer.py    the thread between append() and the disk    backlog.py   what waits in it
+writer.py    the thread between append() and the disk    backlog.py   what waits in it; attempt.py  a call beside it
 log.py       the log's files, appended in groups         lines.py     a line and its chain; lock.py  one writer
 seal.py      files of the log become sealed segments     columns.py   a record as a row; sealed.py  Parquet
 manifest.py  what a sealed segment is                    merkle.py    trees over it; store.py  where it is

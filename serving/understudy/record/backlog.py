@@ -38,12 +38,13 @@ class Flush:
 
 @dataclass(slots=True)
 class Group:
-    """Lines that are written with one fsync, and those who wait for them."""
+    """Lines that are written with one fsync, and those who wait for them. A closed one takes no more."""
 
     lines: bytearray = field(default_factory=bytearray)
     starts: list[int] = field(default_factory=list)
     heads: list[Head] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
+    is_closed: bool = False
 
 
 class Backlog:
@@ -77,7 +78,8 @@ class Backlog:
 
     def last(self) -> Group:
         """The group that takes the next line or flush."""
-        if not self._groups or len(self._groups[-1].lines) >= self._group_bytes:
+        newest = self._groups[-1] if self._groups else None
+        if newest is None or newest.is_closed or len(newest.lines) >= self._group_bytes:
             self._num_bytes_before_last = self.num_bytes
             self._groups.append(Group())
         return self._groups[-1]

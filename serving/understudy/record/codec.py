@@ -363,6 +363,8 @@ def _packing(num_values: int) -> Struct:
 
 
 def _named_numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    if math.isfinite(sum(values.values())):  # in C; a sum that overflows only takes the slow way in vain
+        return dict(values)
     return {name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()}
 
 

@@ -1,9 +1,10 @@
 """The writer thread: takes events from a queue that never blocks, and puts them on disk in groups.
 
-    append() -> queue -> [JSON, checksum] -> backlog -> [one write, one fsync] -> on_disk(heads, places)
+    append() -> queue -> [JSON, SHA-256] -> backlog -> [one write, one fsync] -> on_disk(heads, places)
 
 The writer wakes every ``fsync_interval_s``, or at once for flush() and stop(), and puts everything that is
-queued on disk with one fsync (one for every ``group_bytes``, when there is more). When the store fails,
+queued on disk with one fsync (one for every ``group_bytes``, when there is more: then a second thread, which needs no
+GIL, writes one group while the next is encoded). When the store fails,
 recording is off: events wait in a bounded backlog, oldest first, what comes beyond is lost and counted, and
 the writer tries again every ``retry_s``. When the store works again the backlog is written, and after it a
 ``control`` record ``recording_resumed`` with the number of events that were lost.
@@ -20,9 +21,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from understudy.errors import RecordError
+from understudy.record.attempt import Attempt
 from understudy.record.backlog import Backlog, Flush
 from understudy.record.lines import Chain, Place, append_line
 from understudy.record.log import SegmentLog
@@ -193,7 +196,8 @@ class Writer:
         """Put everything that is queued now on disk, or fail at it visibly."""
         num_queued = self._encode(len(self._queue), self._limits.group_bytes)
         while self._backlog:
-            if not self._write_group():
+            written, num_queued = self._write_group(num_queued)
+            if not written:
                 self._drop_queued(self._encode(len(self._queue), self._limits.max_backlog_bytes))
                 self._backlog.refuse_flushes(RecordError(f"recording is off: {self._off}"))
                 return
@@ -225,15 +229,21 @@ class Writer:
         group.starts.append(start)
         group.heads += heads
 
-    def _write_group(self) -> bool:
+    def _write_group(self, num_queued: int) -> tuple[bool, int]:
+        """Whether the first group is on disk, and how many are still to be encoded: meanwhile the next group was."""
         group = self._backlog.first()
         if group.heads:
+            attempt = Attempt(partial(self._log.append, group.lines, group.starts))
             try:
                 self._attempt_since_s = self._world.monotonic()
-                places = self._log.append(group.lines, group.starts)
+                if num_queued:  # else a thread would only cost
+                    group.is_closed = True
+                    attempt.begin()
+                    num_queued = self._encode(num_queued, len(group.lines) + self._limits.group_bytes)
+                places = attempt.result()
             except OSError as error:
                 self._turn_off(error)
-                return False
+                return False, num_queued
             finally:
                 self._attempt_since_s = None
             self._turn_on()
@@ -241,7 +251,7 @@ class Writer:
         self._backlog.pop()
         for flush in group.flushes:
             flush.settle(self._news_of_loss())
-        return True
+        return True, num_queued
 
     def _turn_off(self, error: OSError) -> None:
         if self._off is None:
