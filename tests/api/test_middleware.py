@@ -12,7 +12,7 @@ import pytest
 from tests.builders import in_loop
 
 from understudy.api.context import RequestContext, current
-from understudy.api.middleware import MAX_TAGS_BYTES, Front, Receive, Scope, Send
+from understudy.api.middleware import MAX_TAGS_BYTES, Front, Receive, Scope, Send, read_tags
 from understudy.lane.guard import Guard
 from understudy.types import RequestFacts
 
@@ -357,3 +357,8 @@ async def test_headers_that_cannot_be_read_fail_nothing() -> None:
     await world.request()
     assert len(world.sent) == 3
     assert world.guard.swallowed == {"request facts": 1, "request tags": 1}
+
+
+def test_half_a_surrogate_pair_in_a_tag_is_no_text() -> None:
+    tags = read_tags([(b"x-understudy-tags", b'{"session": "\\ud800", "\\udfff": "\\ud83d\\ude00"}')])
+    assert tags == {"session": "\ufffd", "\ufffd": "\U0001f600"}

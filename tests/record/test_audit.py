@@ -147,6 +147,7 @@ SEALED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "a document": (say_no, "record 1 (ended ex-0): changed"),
     "a column": (lambda rows: rows[1].update(state="failed"), "columns that are not the document's: state"),
     "a number": (lambda rows: rows[1].update(comparison=[("top1", 1.0)]), "columns that are not the document's"),
+    "kept as damaged": (lambda rows: rows[1].update(kind="damaged"), "columns that are not the document's: kind"),
     "a hash": (lambda rows: rows[1].update(sha=bytes(32)), "record 1 (ended ex-0): changed"),
     "dropped": (lambda rows: rows.pop(1), "record 1 should come before it"),
     "reordered": (swap, "record 0 should come before it"),

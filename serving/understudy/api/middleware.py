@@ -13,6 +13,7 @@ from typing import Any
 
 from understudy.api.context import RequestContext, current
 from understudy.lane.guard import Guard
+from understudy.record.codec import well_formed
 from understudy.types import NO_TAGS, RequestFacts
 
 Scope = MutableMapping[str, Any]
@@ -95,7 +96,7 @@ def read_facts(path: str, headers: list[tuple[bytes, bytes]]) -> RequestFacts:
 
 
 def read_tags(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
-    """The tags of a request. One whose value is null is left out.
+    """The tags of a request. One whose value is null is left out; half a surrogate pair becomes U+FFFD.
 
     Raises:
         ValueError: they are not a JSON object of at most 4096 bytes; the request goes on without them.
@@ -108,7 +109,7 @@ def read_tags(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     tags = json.loads(raw)
     if not isinstance(tags, dict):
         raise ValueError("x-understudy-tags must be a JSON object")
-    return {str(name): str(value) for name, value in tags.items() if value is not None}
+    return {well_formed(str(name)): well_formed(str(value)) for name, value in tags.items() if value is not None}
 
 
 def _text(value: bytes | None) -> str | None:

@@ -79,9 +79,12 @@ def _enter_erasure(
     """Note what is meant before the rows that say so are gone: other writers have feedback, and a crash may come."""
     meant = erase.gather(sources_at(recording.spec.url, recording.spec.folder), one, recording.privacy)
     found = erase.find(source, meant, recording.privacy)
-    erase.note_served(one, recording.store, replace(meant, looked_unix_s=0.0))
-    if found.places:
+    entered = erase.served(one, recording.store).entered_ns
+    noted = replace(meant, looked_unix_s=0.0, entered_ns=entered)
+    erase.note_served(one, recording.store, noted)
+    if found.places and (entered is None or not entered.issuperset(found.ns)):
         enter("erase", {"request": one.id, "tag": one.tag, "records": found.ns})
+        erase.note_served(one, recording.store, replace(noted, entered_ns=frozenset(found.ns)))
     return meant, found
 
 

@@ -96,9 +96,12 @@ def decode(line: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise RecordError("not a JSON object")
     _check(document.get("v"), document.get("kind"))
-    for name in ("champion", "observation"):
-        if isinstance(seen := document.get(name), dict):
-            _expand(seen)
+    try:
+        for name in ("champion", "observation"):
+            if isinstance(seen := document.get(name), dict):
+                _expand(seen)
+    except (TypeError, AttributeError) as error:
+        raise RecordError(f"not an event: {error}") from error
     return document
 
 
@@ -112,11 +115,31 @@ def decode_head(line: bytes) -> Head:
         head = _HEADS.decode(line)
     except ValueError:
         try:
-            head = msgspec.convert(_slowly(line), Head)
+            head = msgspec.convert(without_surrogates(_slowly(line)), Head)
         except msgspec.ValidationError as error:
             raise RecordError(f"not an event: {error}") from error
     _check(head.v, head.kind)
     return head
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair that stands alone: JSON can say it, UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def without_surrogates(value: Any) -> Any:
+    """The same for every text of what JSON gave."""
+    match value:
+        case str():
+            return well_formed(value)
+        case dict():
+            return {well_formed(name): without_surrogates(each) for name, each in value.items()}
+        case list():
+            return [without_surrogates(each) for each in value]
+        case _:
+            return value
 
 
 def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, Any]:
@@ -415,5 +438,5 @@ def _slowly(line: bytes) -> Any:
 
 
 def _check(version: object, kind: object) -> None:
-    if version not in VERSIONS or kind not in _EVENTS:
+    if version not in VERSIONS or not isinstance(kind, str) or kind not in _EVENTS:
         raise RecordError(f"a record of version {version} and kind {kind!r}; known are {VERSIONS}")

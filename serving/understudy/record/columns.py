@@ -5,12 +5,14 @@ Since they follow from ``document``, whoever doubts a column makes the row again
 
 from __future__ import annotations
 
-from typing import Any, Final
+import json
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from understudy.errors import RecordError
-from understudy.record.codec import decode
+from understudy.record.codec import decode_head, without_surrogates
+from understudy.record.schema import VERSIONS
 
 DAMAGED: Final = "damaged"  # the kind of a row whose line was not what was written; kept as it was
 NO_ROLLOUT: Final = "none"
@@ -56,6 +58,9 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
 }
 KEPT_WHEN_ERASED: Final = ("n", "offset", "kind", "sha", "chain")
 
+_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
 
 class _Timings(msgspec.Struct):
     arrived_s: float = 0.0
@@ -66,7 +71,7 @@ class _Timings(msgspec.Struct):
 class _Answer(msgspec.Struct):
     finish_reason: str | None = None
     token_ids: list[int] | None = None
-    num_tokens: int | None = None  # where the ids were left out for privacy
+    num_tokens: _Int32 | None = None  # where the ids were left out for privacy
 
 
 class _Seen(msgspec.Struct):
@@ -74,14 +79,14 @@ class _Seen(msgspec.Struct):
     outcome: str | None = None
     rendered: str | None = None
     prompt_token_ids: list[int] | None = None
-    num_prompt_tokens: int | None = None
+    num_prompt_tokens: _Int32 | None = None
     timings: _Timings = msgspec.field(default_factory=_Timings)
     answers: list[_Answer] = msgspec.field(default_factory=list)
 
 
 class _Record(msgspec.Struct):
-    kind: str
-    v: int
+    kind: Literal["accepted", "ended", "feedback", "control"]
+    v: Annotated[int, msgspec.Meta(ge=min(VERSIONS), le=max(VERSIONS))]
     rollout: str | None = None
     arrived_unix_s: float | None = None
     at_unix_s: float | None = None
@@ -91,7 +96,7 @@ class _Record(msgspec.Struct):
     endpoint: str | None = None
     tags: dict[str, str] | None = None
     challengers: list[str] | None = None
-    offered: dict[str, int] | None = None
+    offered: dict[str, _Int64] | None = None
     challenger: str | None = None
     state: str | None = None
     reason: str | None = None
@@ -100,7 +105,7 @@ class _Record(msgspec.Struct):
     value: float | None = None
     name: str | None = None
     action: str | None = None
-    num_lost: int | None = None
+    num_lost: _Int64 | None = None
     champion: _Seen | None = None
     observation: _Seen | None = None
     comparison: dict[str, float | str] | None = None
@@ -114,20 +119,37 @@ _COPIED = (
 
 
 def row_of(document: bytes) -> dict[str, Any]:
-    """The columns that follow from a record, all but ``n``, ``offset`` and ``sha``.
+    """The columns that follow from a record, all but ``n``, ``offset``, ``sha`` and ``chain``.
 
     Raises:
-        RecordError: it is no record.
+        RecordError: it is no record, or has what no column can hold.
     """
+    decode_head(document)  # by which readers count and find it
     try:
-        record = _DECODER.decode(document)
-    except ValueError:  # half a surrogate pair is beyond msgspec
         try:
-            record = msgspec.convert(decode(document), _Record)
-        except msgspec.ValidationError as error:
-            raise RecordError(f"not a record: {error}") from error
+            record = _DECODER.decode(document)
+        except ValueError:  # half a surrogate pair is beyond msgspec
+            record = msgspec.convert(without_surrogates(json.loads(document)), _Record)
+        return _row(record) | {"document": document.decode("utf-8")}
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not a record: {error}") from error
+
+
+def row_or_damaged(document: bytes) -> dict[str, Any]:
+    """The same; of what makes no columns, the row that keeps it as it is."""
+    try:
+        return row_of(document)
+    except RecordError:
+        return damaged_row(document)
+
+
+def damaged_row(line: bytes) -> dict[str, Any]:
+    """The row of a line that is not what was written."""
+    return {"kind": DAMAGED, "rollout": NO_ROLLOUT, "document": line.decode("utf-8", "backslashreplace")}
+
+
+def _row(record: _Record) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(record, name) for name in _COPIED}
-    row["document"] = document.decode("utf-8", "backslashreplace")
     row["rollout"] = record.rollout or NO_ROLLOUT
     row["at_unix_s"] = record.at_unix_s if record.arrived_unix_s is None else record.arrived_unix_s
     row["session"] = (record.tags or {}).get("session")
@@ -137,14 +159,12 @@ def row_of(document: bytes) -> dict[str, Any]:
     return row if seen is None else row | _of_observation(seen)
 
 
-def damaged_row(line: bytes) -> dict[str, Any]:
-    """The row of a line that is not what was written."""
-    return {"kind": DAMAGED, "rollout": NO_ROLLOUT, "document": line.decode("utf-8", "backslashreplace")}
-
-
 def _of_observation(seen: _Seen) -> dict[str, Any]:
     first = seen.timings.first_token_s
     prompt = seen.prompt_token_ids
+    generated = sum((one.num_tokens or 0) if one.token_ids is None else len(one.token_ids) for one in seen.answers)
+    if generated >= 1 << 31:
+        raise ValueError(f"{generated} generated tokens")
     return {
         "model": seen.model,
         "outcome": seen.outcome,
@@ -152,9 +172,7 @@ def _of_observation(seen: _Seen) -> dict[str, Any]:
         "finish_reason": seen.answers[0].finish_reason if seen.answers else None,
         "num_answers": len(seen.answers),
         "num_prompt_tokens": seen.num_prompt_tokens if prompt is None else len(prompt),
-        "num_generated_tokens": sum(
-            (one.num_tokens or 0) if one.token_ids is None else len(one.token_ids) for one in seen.answers
-        ),
+        "num_generated_tokens": generated,
         "ttft_s": None if first is None else first - seen.timings.arrived_s,
         "end_to_end_s": seen.timings.finished_s - seen.timings.arrived_s,
     }

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from understudy.errors import RecordError
-from understudy.record.columns import COLUMNS, KEPT_WHEN_ERASED, row_of
+from understudy.record.columns import COLUMNS, KEPT_WHEN_ERASED, row_or_damaged
 from understudy.record.lines import links_of, record_of, scan_segment, segments
 from understudy.record.privacy import Privacy
 from understudy.record.sealed import rewrite
@@ -65,12 +65,14 @@ class Served:
     Attributes:
         exchange_ids: every exchange that it means.
         id_hmacs: keyed hashes of all of their ids, for feedback that is found later or elsewhere.
+        entered_ns: of the records that the log says are erased, though they may not be yet; null: it says nothing.
         looked_unix_s: when the last look began of which everything that was found is erased; 0: there was none.
     """
 
     exchange_ids: frozenset[str] = frozenset()
     id_hmacs: frozenset[str] = frozenset()
     looked_unix_s: float = 0.0
+    entered_ns: frozenset[int] | None = None
 
 
 def is_due(erasure: Erasure, store: Store) -> bool:
@@ -84,8 +86,12 @@ def served(erasure: Erasure, store: Store) -> Served:
         noted = json.loads(store.read(f"{FOLDER}/{erasure.id}.json"))
     except FileNotFoundError:
         return Served()
+    entered = noted.get("entered_ns")
     return Served(
-        frozenset(noted["exchange_ids"]), frozenset(noted.get("id_hmacs", ())), noted.get("looked_unix_s", 0.0)
+        frozenset(noted["exchange_ids"]),
+        frozenset(noted.get("id_hmacs", ())),
+        noted.get("looked_unix_s", 0.0),
+        None if entered is None else frozenset(entered),
     )
 
 
@@ -95,6 +101,7 @@ def note_served(erasure: Erasure, store: Store, done: Served) -> None:
         "exchange_ids": sorted(done.exchange_ids),
         "id_hmacs": sorted(done.id_hmacs),
         "looked_unix_s": done.looked_unix_s,
+        "entered_ns": None if done.entered_ns is None else sorted(done.entered_ns),
     }
     store.write(f"{FOLDER}/{erasure.id}.json", json.dumps(noted).encode())
 
@@ -161,7 +168,7 @@ def rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                 for place, line in scan_segment(source.log, number, lambda _: None, is_last=number == numbers[-1]):
                     links = links_of(line)
                     n = None if links is None else links[0]
-                    yield number, row_of(record_of(line)) | {"n": n, "offset": place.offset_bytes}
+                    yield number, row_or_damaged(record_of(line)) | {"n": n, "offset": place.offset_bytes}
                 continue
             except FileNotFoundError:  # sealed and retired in the meantime
                 pass

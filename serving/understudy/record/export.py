@@ -19,6 +19,7 @@ from typing import Any
 
 from understudy.errors import RecordError
 from understudy.record.chat import chat_of, label_of, messages_of, text_of
+from understudy.record.codec import without_surrogates
 from understudy.record.store import open_private
 from understudy.types import State
 
@@ -87,7 +88,7 @@ def _parquet(views: Iterable[View], target: Path, challenger: str | None, counte
     batch: list[dict[str, Any]] = []
     with open_private(target, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for row in (row for view in views for row in _rows(view, challenger)):
-            batch.append(row)
+            batch.append(without_surrogates(row))
             counted.num_written += 1
             if len(batch) >= 1000:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))

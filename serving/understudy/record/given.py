@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from understudy.config import RecordSpec
 from understudy.errors import RecordError
+from understudy.record.codec import well_formed
 from understudy.record.keeper import RecordKeeper
 from understudy.record.reading import RecordReader, given_feedback
 from understudy.record.recording import Recording, with_rule
@@ -26,6 +27,7 @@ from understudy.record.scanning import sources_at
 from understudy.record.schema import Feedback
 
 WRITER: Final = "feedback"
+AHEAD_S: Final = 86_400.0  # how far another machine's clock, or its time zone, may be ahead
 FIELDS: Final = ("request_id", "label", "value", "name", "at_unix_s")
 
 
@@ -47,9 +49,13 @@ def parse(row: Mapping[str, Any], now_unix_s: float) -> Feedback:
             raise RecordError(f"{field}: {text!r} must be text that is not empty")
     if label is None and value is None:
         raise RecordError("label or value: one of them must be there")
-    return Feedback(
-        id, label or "", _number(row, "at_unix_s", now_unix_s) or now_unix_s, _number(row, "value", None), name or ""
-    )
+    at_unix_s = _number(row, "at_unix_s", None)
+    if at_unix_s is None:
+        at_unix_s = now_unix_s
+    elif not 0 <= at_unix_s <= now_unix_s + AHEAD_S:
+        raise RecordError(f"at_unix_s: {row['at_unix_s']!r} must be Unix seconds, and at most a day from now")
+    number = _number(row, "value", None)
+    return Feedback(well_formed(id), well_formed(label or ""), at_unix_s, number, well_formed(name or ""))
 
 
 def read(path: Path) -> list[Feedback]:

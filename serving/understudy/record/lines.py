@@ -32,7 +32,7 @@ _BLANK: Final = _START + b"0" * 64 + _CHAIN + b"0" * 64 + b'",'
 _START_1: Final = b'{"crc":"'
 _COVERED_1: Final = len(_START_1) + 8 + len(b'",')
 _READ_BYTES: Final = 1 << 20
-_N: Final = re.compile(rb'"n":(\d+),')
+_N: Final = re.compile(rb'"n":(\d{1,18}),')
 
 
 class Place(NamedTuple):

@@ -45,7 +45,7 @@ class Manifest:
         first_n, last_n: of the chained ones, null where there are none.
         chain_before, chain: hex; the chain before the first and after the last of them.
         merkle_root: hex; over the ``sha`` of the chained ones, in their order.
-        first_unix_s, last_unix_s: the earliest and the latest time of a record.
+        first_unix_s, last_unix_s: the earliest and the latest time of a record, none later than its sealing.
         previous: hex; SHA-256 of the manifest before, zeros for the first.
         ledger: the counts of all segments up to here, see recover.Ledger.
         sealed_unix_s: when.

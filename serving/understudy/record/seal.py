@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class _Segment:
         self._ns: list[int] = []
         self._chain = chain.head
         self._times: list[float] = []
+        self._sealed_unix_s = time.time()
         self._num_records = self._num_unchained = 0
 
     def add(self, line: bytes, offset: int) -> None:
@@ -125,7 +126,7 @@ class _Segment:
             self._ns.append(n)
             self._chain = chain
         unix_s = row.get("at_unix_s") or (self._times[-1] if self._times else 0.0)
-        self._times.append(unix_s)
+        self._times.append(min(max(0.0, unix_s), self._sealed_unix_s))
         self.files.add(row | {"offset": offset}, unix_s)
 
     def manifest(self, writer: str, files: tuple[SealedFile, ...]) -> Manifest:
@@ -145,15 +146,16 @@ class _Segment:
             last_unix_s=max(self._times, default=0.0),
             previous=NO_MANIFEST if self._previous is None else self._previous.sha,
             ledger=self._ledger.saved(),
-            sealed_unix_s=time.time(),
+            sealed_unix_s=self._sealed_unix_s,
         )
 
     def _row(self, line: bytes) -> dict[str, Any]:
+        kept = line
         if is_whole(line):
-            try:
-                self._ledger.add(decode_head(line))
-                return row_of(record_of(line))
-            except RecordError:
-                pass
+            kept = record_of(line)
+            with suppress(RecordError):
+                row = row_of(kept)
+                self._ledger.add(decode_head(kept))
+                return row
         self._ledger.num_damaged += 1
-        return damaged_row(line)
+        return damaged_row(kept)

@@ -17,12 +17,14 @@ from functools import cache
 from typing import Any, Final
 
 from understudy.errors import Erased, RecordError
+from understudy.record.codec import well_formed
 from understudy.record.columns import COLUMNS, NO_ROLLOUT
 from understudy.record.manifest import Manifest, SealedFile
 from understudy.record.store import Store
 
 ROW_GROUP: Final = 512  # rows: what is read to find one record, some 4 MB before compression
 CACHED_GROUPS: Final = 16
+LAST_UNIX_S: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _TYPES: Final = {
     "map<string,string>": ("string", "string"),
     "map<string,int64>": ("string", "int64"),
@@ -61,9 +63,9 @@ class SegmentFiles:
         self._parts: dict[tuple[str, str], _Part] = {}
 
     def add(self, row: Mapping[str, Any], unix_s: float) -> None:
-        """One more row. ``unix_s`` chooses the day."""
+        """One more row. ``unix_s`` chooses the day, whatever a client has called a time."""
         rollout = row.get("rollout") or NO_ROLLOUT
-        key = (rollout, datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d"))
+        key = (rollout, datetime.fromtimestamp(min(max(0.0, unix_s), LAST_UNIX_S), UTC).strftime("%Y-%m-%d"))
         if key not in self._parts:
             self._parts[key] = _Part()
         self._parts[key].add(row)
@@ -187,7 +189,7 @@ class SealedSegment:
         import pyarrow.compute as pc
 
         offsets: list[int] = []
-        wanted = pa.array(list(values), pa.string())
+        wanted = pa.array(list(map(well_formed, values)), pa.string())
         for file in () if self._is_removed() else self.manifest.files:
             with self._reading(file.path) as reader:
                 table = reader.read(columns=["offset", *columns])

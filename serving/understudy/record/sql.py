@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import RecordError
-from understudy.record.columns import damaged_row, row_of
+from understudy.record.columns import damaged_row, row_or_damaged
 from understudy.record.lines import is_whole, links_of, record_of, segment_path, segments
 from understudy.record.scanning import sources_at
 from understudy.record.sealed import to_table
@@ -124,9 +124,4 @@ def _tail(source: Source, sealed: set[int]) -> Iterable[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any]:
     links = links_of(line)
     proof = {} if links is None else dict(zip(("n", "sha", "chain"), links, strict=True))
-    if not is_whole(line):
-        return damaged_row(line) | proof
-    try:
-        return row_of(record_of(line)) | proof
-    except RecordError:
-        return damaged_row(line) | proof
+    return (row_or_damaged(record_of(line)) if is_whole(line) else damaged_row(line)) | proof
