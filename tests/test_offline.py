@@ -7,7 +7,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from tests.builders import Ear, Offer, exchange, in_loop, offers, shadow_spec, turns
 
-from understudy import offline
+from understudy import compare_run, offline, replay_run
 from understudy.archive import Archive
 from understudy.compare import Comparators
 from understudy.config import parse
@@ -27,6 +27,7 @@ from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, scan
 from understudy.server import Server as RealServer
+from understudy.types import RequestFacts, State
 
 
 class Server:
@@ -146,8 +147,7 @@ async def test_a_record_that_cannot_be_read_any_further_is_an_error_and_not_an_e
     await server.lane.close()
 
 
-@in_loop
-async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_path: Path) -> None:
+async def real_server(tmp_path: Path, engine: FakeEngine, guard: Guard, resends: Collection[State] = ()) -> RealServer:
     """The real server and record, and no engine process at all."""
     raw = {
         "champion": {"model": "lead"},
@@ -155,14 +155,57 @@ async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_
         "gates": [{"metric": "missing", "margin": 0.05, "min_units": 5}],
     }
     config = parse(offline.offline_config(raw, out=tmp_path, concurrency=2, has_champion=False))
-    guard, folder = Guard(), str(tmp_path / "sockets")
-    engines = Engines(None, [FakeEngine()], [], folder, asyncio.Event(), Quarantine(None), tmp_path)
+    folder = str(tmp_path / "sockets")
+    engines = Engines(None, [engine], [], folder, asyncio.Event(), Quarantine(None), tmp_path)
     archive = await Archive.open(tmp_path / "record" / "replica-0", lambda given: given or {}, config.gates, guard)
     server = RealServer(config, engines, archive, guard, Comparators(config.compare, guard))
-    server._lane.restore(archive.take_up())
+    server._lane.restore(archive.take_up(resends))
     server._lane.start()
     await server.taken_up()
-    console = quiet()
+    return server
+
+
+@pytest.mark.parametrize("resends", [compare_run.RESENDS, replay_run.RESENDS])
+@in_loop
+async def test_what_was_cut_off_and_sent_again_is_judged_by_its_last_ending(
+    tmp_path: Path, resends: frozenset[State]
+) -> None:
+    """A second Ctrl-C, as kill -9, leaves exchanges without an end. compare sends new ids, replay the same."""
+
+    def asked(numbers: Iterable[int], turn: int) -> Any:
+        for number in numbers:
+            id = f"x-{number}" if resends == replay_run.RESENDS else f"x-{number}-{turn}"
+            yield Offer(exchange(id, facts=RequestFacts(client_request_id=f"prompt-{number}"))), []
+
+    first = await real_server(tmp_path, FakeEngine(gate=asyncio.Event()), Guard(), resends)
+    running = asyncio.ensure_future(replay(first, asked(range(8), 1)))  # type: ignore[arg-type]
+    await until(lambda: first.counts()["fake"]["pending"] == 8)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await first.close()
+    for turn in (2, 3):  # the third time nothing is left, and nothing changes
+        record, left = tmp_path / "record", [f"prompt-{number}" for number in range(120)]
+        done = {view["client_request_id"] for view in scan(record) if offline.is_done(view, ["fake"], resends)}
+        left = [id for id in left if id not in done]
+        assert len(left) == (120 if turn == 2 else 0)
+        server, console = await real_server(tmp_path, FakeEngine(), Guard(), resends), quiet()
+        numbers = (int(id.removeprefix("prompt-")) for id in left)
+        outcome = await offline.replay(
+            server, asked(numbers, turn), total=len(left), concurrency=2, console=console
+        )  # fmt: skip
+        assert await offline.finish(server, outcome, out=tmp_path, gate=False, console=console) == 0
+        assert await offline.finish(server, outcome, out=tmp_path, gate=True, console=console) == 0  # GO
+        (gate,) = (await server.status())["verdict"]["gates"]
+        assert (gate["units"], gate["missing_fraction"]) == (120, 0.0)
+        counts = server.counts()["fake"]
+        assert (counts["sampled"], counts["compared"], counts["expired"]) == (128, 120, 8)  # all of it is accounted for
+        await server.close()
+
+
+@in_loop
+async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_path: Path) -> None:
+    guard = Guard()
+    server, console = await real_server(tmp_path, FakeEngine(), guard), quiet()
     items: Any = iter(recorded(120))
     outcome = await offline.replay(server, items, total=120, concurrency=2, console=console)
     assert server.counts()["fake"]["compared"] == 120

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.record.builders import accepted, ended, flush, open_keeper
 
 from understudy.commands.compare import command
 from understudy.compare_run import not_done
-from understudy.config import parse
+from understudy.config import RecordSpec, parse
 from understudy.errors import ConfigError
 from understudy.offline import offline_config, take_folder
 from understudy.prompts import Prompt, read_prompts
+from understudy.record.recording import Recording
+from understudy.types import State
 from understudy.variants import model_of, with_gates, with_models
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -222,6 +225,22 @@ def test_a_folder_is_gone_on_with_only_by_the_very_same_run(tmp_path: Path) -> N
 
 def test_everything_is_to_do_where_nothing_was_written(tmp_path: Path) -> None:
     prompts = read(tmp_path, CHAT)
-    assert not_done(prompts, tmp_path / "none", ["b"]) == prompts
+    assert not_done(prompts, RecordSpec(url=str(tmp_path / "none")), ["b"]) == prompts
     (tmp_path / "record").mkdir()
-    assert not_done(prompts, tmp_path / "record", ["b"]) == prompts
+    assert not_done(prompts, RecordSpec(url=str(tmp_path / "record")), ["b"]) == prompts
+
+
+@pytest.mark.parametrize("text", ["full", "redacted"])
+def test_a_prompt_that_has_ended_is_not_sent_again_whatever_its_id_says(tmp_path: Path, text: Any) -> None:
+    """Under ``redacted`` an id with a hit is in the record as a pseudonym."""
+    ids = ["a@example.com", "b@example.com", "plain"]
+    prompts = read(tmp_path, *({**CHAT, "id": id} for id in ids))
+    record = RecordSpec(url=str(tmp_path / "record"), text=text)
+    recording = Recording.of(record, "replica-0")
+    keeper = open_keeper(recording.log, privacy=recording.privacy)
+    for number, (id, state) in enumerate(zip(ids, (State.COMPARED, State.CANCELLED, State.SHED), strict=True)):
+        keeper.append(accepted(number, client_request_id=id))
+        keeper.append(ended(number, state=state))
+    flush(keeper)
+    keeper.close()
+    assert [prompt.id for prompt in not_done(prompts, record, ["b"])] == ["b@example.com"]

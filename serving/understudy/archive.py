@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -46,6 +47,9 @@ class Archive:
         keeper: None where the record could not be opened; ``why_not`` says why, and nothing is kept.
         gates: what the judge decides by.
         guard: the lane's.
+
+    Attributes:
+        sent_again: endings of an interrupted run whose exchanges are sent again, by state.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class Archive:
         self._recording = recording
         self._rollout = "" if recording is None else recording.rollout
         self.num_other_rollouts = 0
+        self.sent_again: Counter[State] = Counter()
+        self._resends: Collection[State] = ()
         self._caring: asyncio.Task[None] | None = None
         self._num_unrecorded = 0
         self._open_keeper: Callable[[], RecordKeeper] | None = None
@@ -127,8 +133,14 @@ class Archive:
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded))
 
-    def take_up(self) -> Mapping[str, Counts]:
-        """The counts of earlier runs by challenger, with what they left unfinished ended as expired."""
+    def take_up(self, resends: Collection[State] = ()) -> Mapping[str, Counts]:
+        """The counts of earlier runs by challenger, with what they left unfinished ended as expired.
+
+        Args:
+            resends: an exchange that ended so for any challenger is sent again (offline). What became of it before is
+                counted, also in ``sent_again``, and not judged: the new endings are.
+        """
+        self._resends = resends
         if self._keeper is None:
             return {}
         recovery = self._keeper.recovery
@@ -310,6 +322,10 @@ class Archive:
                 self.waiting.take(ids_of(exchange))
                 if rollout != self._rollout:  # of other models, or for other gates: no evidence for these
                     self.num_other_rollouts += 1
+                    continue
+                states = [ending.state for ending in endings.values()]
+                if any(state in self._resends for state in states):
+                    self.sent_again.update(states)
                     continue
                 for name, ending in endings.items():
                     self._hear(exchange, name, ending)

@@ -11,14 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from understudy import offline
-from understudy.config import parse
+from understudy.config import RecordSpec, parse
 from understudy.errors import RecordError
 from understudy.prompts import Prompt, read_prompts
 from understudy.record import scan
+from understudy.record.recording import Recording
 from understudy.types import State
 from understudy.variants import with_gates, with_models
 
-UNFINISHED = {State.PENDING.value, State.EXPIRED.value}
+RESENDS = frozenset({State.EXPIRED, State.CANCELLED})
+"""Nobody cancels here but who interrupts the run."""
 
 
 def run(
@@ -42,9 +44,9 @@ def run(
     listed = read_prompts(prompts, {name: value for name, value in defaults.items() if value is not None})
     raw = with_gates(with_models(**models), label_pattern)
     raw = offline.offline_config(raw, out=out, concurrency=concurrency, has_champion=True)
-    names = [model.name for model in parse(raw).challengers]
+    config = parse(raw)
     offline.take_folder(out, {"config": raw, "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()})
-    left = not_done(listed, out / "record", names)
+    left = not_done(listed, config.record, [model.name for model in config.challengers])
     if len(left) < len(listed):
         console.print(f"going on: {len(listed) - len(left)} of {len(listed)} prompts are in the record already")
     if any(prompt.label for prompt in listed) and not any(each.get("metric") == "accuracy" for each in raw["gates"]):
@@ -55,21 +57,22 @@ def run(
 async def _run(
     raw: Mapping[str, Any], prompts: Sequence[Prompt], *, out: Path, concurrency: int, gate: bool, console: Console
 ) -> int:
-    async with offline.started(raw, serve=True, console=console) as server:
+    async with offline.started(raw, serve=True, resends=RESENDS, console=console) as server:
         outcome = await offline.compare(server, prompts, concurrency=concurrency, console=console)
         return await offline.finish(server, outcome, out=out, gate=gate, console=console)
 
 
-def not_done(prompts: Sequence[Prompt], record: Path, challengers: Sequence[str]) -> list[Prompt]:
-    """The prompts that have not ended for every challenger in the record of an interrupted run."""
-    if not record.exists():
+def not_done(prompts: Sequence[Prompt], record: RecordSpec, challengers: Sequence[str]) -> list[Prompt]:
+    """The prompts that have not ended for every challenger in the record of an interrupted run.
+
+    Where a redactor finds something in the id of one, the record has a pseudonym for it.
+    """
+    if not record.folder.exists():
         return list(prompts)
-    done: set[str] = set()
     try:
-        for view in scan(record):
-            states = [view["challengers"].get(name, {}).get("state", State.PENDING.value) for name in challengers]
-            if not UNFINISHED & set(states):
-                done.add(view["client_request_id"])
+        views = (view for view in scan(record.folder) if offline.is_done(view, challengers, RESENDS))
+        done = {view["client_request_id"] for view in views}
     except RecordError:
         return list(prompts)  # it was interrupted before anything was written
-    return [prompt for prompt in prompts if prompt.id not in done]
+    recorded = Recording.of(record, "").privacy.id
+    return [prompt for prompt in prompts if recorded(prompt.id) not in done]

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,6 +34,7 @@ from understudy.report.fetch import EXIT_CODES, MIN_WIDTH
 from understudy.report.page import report_page
 from understudy.report.table import print_report
 from understudy.server import Server
+from understudy.types import State
 
 UNLIMITED = 2**31
 DEADLINE_S = 3600.0
@@ -74,8 +75,10 @@ def offline_config(raw: Mapping[str, Any], *, out: Path, concurrency: int, has_c
 
 
 @asynccontextmanager
-async def started(raw: Mapping[str, Any], *, serve: bool, console: Console) -> AsyncIterator[Server]:
-    """A server for the time of the block, with what earlier runs recorded already judged.
+async def started(
+    raw: Mapping[str, Any], *, serve: bool, resends: Collection[State], console: Console
+) -> AsyncIterator[Server]:
+    """A server for the time of the block, with what earlier runs recorded already judged, but for what it sends again.
 
     Raises:
         ConfigError, EngineStartError: it cannot be had.
@@ -83,7 +86,7 @@ async def started(raw: Mapping[str, Any], *, serve: bool, console: Console) -> A
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     console.print("starting the engines ...", style="dim")
-    server = await Server.start(raw, serve=serve)
+    server = await Server.start(raw, serve=serve, resends=resends)
     try:
         await server.taken_up()
         for name, why in server.absent().items():
@@ -151,7 +154,6 @@ async def finish(server: Server, outcome: Outcome, *, out: Path, gate: bool, con
             file.write(text)
     for line, why in list(outcome.refused.items())[:10]:
         console.print(f"line {line} was refused by the champion: {why}", style="red", markup=False, soft_wrap=True)
-    counts = status["counts"]
     console.print(f"report: {page.resolve()}", markup=False, soft_wrap=True)
     console.print(f"record: {(out / 'record').resolve()}", markup=False, soft_wrap=True)
     if outcome.interrupted:
@@ -159,7 +161,19 @@ async def finish(server: Server, outcome: Outcome, *, out: Path, gate: bool, con
         return INTERRUPTED
     if gate:
         return EXIT_CODES[status["verdict"]["verdict"]]
-    return 0 if not outcome.refused and counts["compared"] == counts["sampled"] > 0 else 1
+    return 0 if not outcome.refused and all_compared(status["counts"], server.sent_again()) else 1
+
+
+def all_compared(counts: Mapping[str, Any], sent_again: Mapping[State, int]) -> bool:
+    """Whether there is something, and all of it was compared in the end, by the endings that were not replaced."""
+    compared = counts["compared"] - sent_again.get(State.COMPARED, 0)
+    return bool(compared == counts["sampled"] - sum(sent_again.values()) > 0)
+
+
+def is_done(view: Mapping[str, Any], challengers: Sequence[str], resends: Collection[State]) -> bool:
+    """Whether a recorded exchange ended for every challenger, and none of them sends it again."""
+    ends = view["challengers"]
+    return all(name in ends and ends[name]["state"] not in (State.PENDING, *resends) for name in challengers)
 
 
 def wide_console(min_width: int = MIN_WIDTH) -> Console:

@@ -26,6 +26,8 @@ from understudy.types import Ending, Exchange, State
 from understudy.variants import with_gates, with_models
 
 Restore = Callable[[Mapping[str, Any]], Any]
+RESENDS = frozenset({State.EXPIRED})
+"""What is cancelled here was cancelled by its user, and would be again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ async def _run(
     gate: bool,
     console: Console,
 ) -> int:
-    async with offline.started(raw, serve=False, console=console) as server:
+    async with offline.started(raw, serve=False, resends=RESENDS, console=console) as server:
         from understudy.engines.vllm_engine import restore_parameters
 
         left_out: Counter[str] = Counter()
@@ -153,14 +155,9 @@ def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str
 
 def finished(record: Path, challengers: Sequence[str]) -> set[str]:
     """The exchanges that an interrupted run of the same kind has ended for every challenger."""
-    unfinished = {State.PENDING.value, State.EXPIRED.value}
     if not record.exists():
         return set()
     try:
-        return {
-            view["exchange_id"]
-            for view in scan(record)
-            if not unfinished & {view["challengers"].get(name, {}).get("state", "pending") for name in challengers}
-        }
+        return {view["exchange_id"] for view in scan(record) if offline.is_done(view, challengers, RESENDS)}
     except RecordError:
         return set()  # it was interrupted before anything was written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,7 @@ from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary
+from understudy.types import State
 
 log = logging.getLogger(__name__)
 LIFTED = "its quarantine is lifted; it comes back when the replica starts the next time"
@@ -67,12 +68,17 @@ class Server:
 
     @staticmethod
     async def start(
-        raw_config: Mapping[str, Any], replica: int = 0, sinks: Sequence[Sink] = (), *, serve: bool = True
+        raw_config: Mapping[str, Any],
+        replica: int = 0,
+        sinks: Sequence[Sink] = (),
+        *,
+        serve: bool = True,
+        resends: Collection[State] = (),
     ) -> Server:
         """Everything up, the shadow on. Each replica, by its rank, records in a folder of its own.
 
         Metrics are at /metrics, and go to ``sinks`` too. ``serve=False`` leaves the champion out, and the app: for a
-        replay, in which the champion has answered before.
+        replay, in which the champion has answered before. ``resends`` as in Archive.take_up.
 
         Raises:
             ConfigError, EngineStartError: the champion cannot be served; everything was ended again.
@@ -92,7 +98,7 @@ class Server:
             archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)
-            self._lane.restore(archive.take_up())
+            self._lane.restore(archive.take_up(resends))
             archive.keep_opening(self._lane.restore)
             if serve:
                 self.app = await self._build_app()
@@ -152,6 +158,10 @@ class Server:
     async def taken_up(self) -> None:
         """Return when everything that was recorded before has been judged. Raises RecordError: nothing is recorded."""
         await self._archive.taken_up()
+
+    def sent_again(self) -> Mapping[State, int]:
+        """Endings of an interrupted run whose exchanges were sent again: in the counts, and not in the verdict."""
+        return self._archive.sent_again
 
     def no_more_exchanges(self) -> None:
         """From here on verdicts are final."""
