@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 
 from understudy.config import RecordSpec
 from understudy.errors import ConfigError
-from understudy.record import Accepted, Ended, Feedback, RecordReader
+from understudy.record import Accepted, Ended, Feedback, RecordReader, from_json
 from understudy.record.patterns import OVERLAP, WINDOW, redact
 from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording
@@ -83,6 +85,18 @@ def private(where: str) -> Accepted:
             exchange, facts=replace(facts, body=b'{"messages":[{"content":"ann\\u0040example.org"}]}')
         ),
         "bad body": lambda: replace(exchange, facts=replace(facts, body=f"\xff{MAIL}".encode("latin-1"))),
+        "twice in the body": lambda: replace(
+            exchange, facts=replace(facts, body=f'{{"user":"{MAIL}","user":"x","messages":[]}}'.encode())
+        ),
+        "body in UTF-16": lambda: replace(
+            exchange, facts=replace(facts, body=f'{{"messages":[{{"content":"{MAIL}"}}]}}'.encode("utf-16-le"))
+        ),
+        "body in UTF-32 that is no JSON": lambda: replace(exchange, facts=replace(facts, body=MAIL.encode("utf-32"))),
+        "float in the body": lambda: replace(exchange, facts=replace(facts, body=b'{"user":4111111111111111.0}')),
+        "half a pair in the body": lambda: replace(
+            exchange, facts=replace(facts, body=f'{{"messages":[{{"content":"\\ud800 {MAIL}"}}]}}'.encode())
+        ),
+        "traceparent": lambda: replace(exchange, facts=replace(facts, traceparent=f"00-{MAIL}")),
         "answer": lambda: replace(exchange, champion=said),
         "tag": lambda: replace(exchange, facts=replace(facts, tags=MappingProxyType({"user": MAIL}))),
         "tag name": lambda: replace(exchange, facts=replace(facts, tags=MappingProxyType({MAIL: "x"}))),
@@ -97,7 +111,9 @@ def private(where: str) -> Accepted:
     return replace(event, exchange=changed[where]())
 
 
-PLACES = ["prompt", "body", "bad body", "answer", "tag", "tag name", "stop string", "schema", "number", "error",
+IN_A_BODY = ["body", "bad body", "twice in the body", "body in UTF-16", "body in UTF-32 that is no JSON",
+             "float in the body", "half a pair in the body"]  # fmt: skip
+PLACES = [*IN_A_BODY, "prompt", "traceparent", "answer", "tag", "tag name", "stop string", "schema", "number", "error",
           "client's id"]  # fmt: skip
 
 
@@ -121,7 +137,9 @@ def written(folder: Path, privacy: Privacy, *events: Any) -> tuple[dict[str, Any
 
 def no_trace(content: bytes) -> None:
     for trace in (b"ann@example", b"example.org", b"u0040", b"4111111111111111"):
-        assert trace not in content
+        for encoding in ("utf-8", "utf-16-le", "utf-32-le"):
+            assert trace.decode().encode(encoding) not in content
+    assert b"ann@example" not in re.sub(rb"\\u0000|\0", b"", content)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_nowhere(tmp_path: Path, where: str, mode: Any) -> None:
         assert champion["num_prompt_tokens"] == 3
         assert "temperature" not in found["parameters"] or found["parameters"]["temperature"] == 0.0
     else:
-        hit = where in ("prompt", "body", "bad body")
+        hit = where == "prompt" or (where in IN_A_BODY and where != "twice in the body")  # which the server never saw
         assert champion["prompt_token_ids"] == ([] if hit else [1, 2, 3])  # ids say what the text says
         kept = champion["answers"][0]["token_ids"]
         assert kept == ([] if where == "answer" else [1000, 1001, 1002])
@@ -158,6 +176,36 @@ def test_token_ids_whose_text_is_not_known_are_left_out(tmp_path: Path) -> None:
     assert (found["champion"]["prompt_token_ids"], found["champion"]["num_prompt_tokens"]) == ([], 3)
     assert (found["champion"]["answers"][0]["token_ids"], found["champion"]["answers"][0]["num_tokens"]) == ([], 2)
     assert found["challengers"]["b"]["observation"]["prompt_token_ids"] == []
+
+
+@pytest.mark.parametrize("prompt", [[777, 888, 999], [[777, 888, 999]], ["hello", [777, 888, 999]]])
+def test_a_prompt_of_token_ids_is_a_text_that_nobody_knows(tmp_path: Path, prompt: Any) -> None:
+    event = accepted(1)
+    body = json.dumps({"model": "m", "prompt": prompt, "stop_token_ids": [5], "stop": ["x"]}).encode()
+    asked = replace(event.exchange.facts, endpoint="/v1/completions", body=body)
+    seen = replace(event.exchange.champion, prompt_token_ids=(777, 888, 999))
+    event = replace(event, exchange=replace(event.exchange, prompt_text=None, facts=asked, champion=seen))
+    found, content = written(tmp_path, Privacy("redacted", (redact,), b"secret"), event)
+    assert b"888" not in content
+    assert json.loads(found["body"]) == {"model": "m", "prompt": None, "stop_token_ids": [5], "stop": ["x"]}
+    assert (found["champion"]["prompt_token_ids"], found["champion"]["num_prompt_tokens"]) == ([], 3)
+
+
+def test_a_body_that_is_clean_is_kept_and_read_again(tmp_path: Path) -> None:
+    event = accepted(1)
+    asked = {"messages": [{"content": "schön \ud800 \u2028"}], "temperature": 0.3333333333333333, "seed": 12345}
+    facts = replace(event.exchange.facts, body=json.dumps(asked).encode())
+    found, _ = written(
+        tmp_path,
+        Privacy("redacted", (redact,), b"secret"),
+        replace(event, exchange=replace(event.exchange, facts=facts)),
+    )
+    assert json.loads(found["body"]) == asked
+    assert found["champion"]["prompt_token_ids"] == [1, 2, 3]
+    assert found["traceparent"] == event.exchange.facts.traceparent
+    again = from_json({"v": 1, "kind": "accepted", "offered": {}, **found})
+    assert isinstance(again, Accepted)
+    assert json.loads(again.exchange.facts.body or b"") == asked
 
 
 def test_what_the_challenger_says_and_what_failed(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
     full      everything
     redacted  what the redactors find is replaced, in every text: prompt, body, answers, parameters (stop strings,
               schemas), tags, errors, ids that clients chose. Token ids say what the text says, so they are left out
-              (``num_tokens``, ``num_prompt_tokens`` stay) where the text had a hit, and where it is not known.
+              (``num_tokens``, ``num_prompt_tokens`` stay) where the text had a hit, and where it is not known. A body
+              is written as what it was read as; one that is no JSON is kept as a keyed hash.
     none      no text and no token ids; a keyed hash of each, so that equal ones can still be told
 
 Fails closed: a record whose redaction raises is written as ``none`` and counted. A tag or an id with a hit becomes a
@@ -17,8 +18,11 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from understudy.record.codec import well_formed
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ Redactor = Callable[[str], str]
 Mode = Literal["full", "redacted", "none"]
 REDACTION_FAILED = "redaction failed (%s); what it was to read is kept as hashes and metrics only (said once, counted)"
 MIN_DIGITS = 7  # a shorter number in a JSON body is no card and no phone
+NOT_TEXT = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")  # of the vocabulary, whatever was said
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C; anything else is a client's text
 
 
 class Privacy:
@@ -104,6 +110,7 @@ class _Hashes:
         for name in ("request_id", "client_request_id", "id"):
             if document.get(name):
                 done[name] = self._privacy.id(document[name])
+        _drop_traceparent(done)
         match document["kind"]:
             case "feedback":
                 done |= {name: self._privacy.label(done[name]) for name in ("label", "name") if done.get(name)}
@@ -155,19 +162,20 @@ class _Redaction:
         for name in ("request_id", "client_request_id", "id"):
             if document.get(name):
                 done[name] = self._id(document[name])
+        _drop_traceparent(done)
         if document["kind"] == "feedback":
             return done | {name: self._text(done[name]) for name in ("label", "name") if done.get(name)}
         for name in ("detail", "prompt_text"):
             if document.get(name) is not None:
                 done[name] = self._text(document[name])
         if document["kind"] == "accepted":
-            done["body"] = self._body(document["body"])
+            body, body_is_clean = self._body(document["body"])
+            done |= body
             done["tags"] = {self._text(name): self._id(value) for name, value in document["tags"].items()}
             done["parameters"] = self._walk(document["parameters"])
-            texts = ("prompt_text", "body")
-            known = any(document[name] is not None for name in texts)
-            hit = not known or any(done[name] != document[name] for name in texts)
-            done["champion"] = self._observation(document["champion"], prompt_is_clean=not hit)
+            known = document["prompt_text"] is not None or document["body"] is not None
+            clean = known and body_is_clean and done["prompt_text"] == document["prompt_text"]
+            done["champion"] = self._observation(document["champion"], prompt_is_clean=clean)
         elif document.get("observation") is not None:
             done["observation"] = self._observation(document["observation"], prompt_is_clean=False)
         return done
@@ -192,24 +200,29 @@ class _Redaction:
             return dict(answer)
         return {**answer, "text": text, "token_ids": (), "num_tokens": len(answer["token_ids"])}
 
-    def _body(self, body: str | None) -> str | None:
-        """Text by text where it is JSON, so that what JSON escapes is seen; else as one text."""
+    def _body(self, body: str | None) -> tuple[Document, bool]:
+        """The request as the server has read it, and whether all of it is known to be clean.
+
+        What the server did not see, such as the first of two equal keys, is not in it, nor is a prompt in numbers.
+        """
         if body is None:
-            return None
+            return {"body": None}, True
         try:
-            parsed = json.loads(body)
+            parsed = json.loads(body.encode("utf-8", "surrogateescape"))  # bytes: they may be UTF-16
         except (ValueError, RecursionError):
-            return self._text(body)
+            return {"body": None, "body_hmac": self._pseudonym(body)}, False
         walked = self._walk(parsed)
-        return body if walked == parsed else json.dumps(walked, ensure_ascii=False)
+        if isinstance(parsed, dict):
+            walked |= {self._text(name): None for name, value in parsed.items() if _is_in_numbers(name, value)}
+        return {"body": _json(walked)}, bool(walked == parsed)
 
     def _walk(self, value: Any) -> Any:
         match value:
             case str():
                 return self._text(value)
-            case bool() | float() | None:
+            case bool() | None:
                 return value
-            case int():
+            case int() | float():
                 text = str(value)
                 return value if len(text) < MIN_DIGITS or self._text(text) == text else self._text(text)
             case Mapping():
@@ -223,6 +236,23 @@ class _Redaction:
 def _without_ids(scores: Sequence[Mapping[str, Any]]) -> list[Document]:
     """Numbers only: the challenger's own first choices are nearly the champion's text, whatever that had in it."""
     return [{name: () if name == "top1" else value for name, value in each.items()} for each in scores]
+
+
+def _is_in_numbers(name: str, value: Any) -> bool:
+    """Whether a part of a request is a prompt as token ids or as embeddings: no redactor can read it."""
+    if name == "prompt_embeds":
+        return value is not None
+    return name not in NOT_TEXT and isinstance(value, list) and any(not isinstance(one, str | dict) for one in value)
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if well_formed(text) == text else json.dumps(value, separators=(",", ":"))
+
+
+def _drop_traceparent(document: Document) -> None:
+    if not TRACEPARENT.fullmatch(document.get("traceparent") or ""):
+        document.pop("traceparent", None)
 
 
 FULL = Privacy()
