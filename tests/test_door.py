@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
 from understudy import door as door_module
 from understudy.door import Door, Guest, take_socket
@@ -139,6 +140,56 @@ def test_a_launcher_that_had_no_file_descriptor_left_hands_the_socket_out_later(
     with Door("127.0.0.1", free_port()) as door, take_socket(door.path) as taken:
         assert taken.getsockname() == door._listening.getsockname()
     assert faults == []
+
+
+def connections(port: int, number: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("new_loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_all_that_waits_is_accepted_within_a_few_turns_of_the_event_loop(new_loop: Any) -> None:
+    number, port = 600, free_port()
+
+    async def turns(path: str) -> int:
+        guest = await Guest.enter(path)
+        guest.serve(app_that_says("hello"))
+        assert await get(port) == "hello"
+        assert guest._server is not None
+        clients, count = connections(port, number), 0  # the loop does not turn while they come
+        while len(guest._server.server_state.connections) < number:
+            await asyncio.sleep(0)
+            count += 1
+        for each in clients:
+            each.close()
+        await guest.leave()
+        return count
+
+    with Door("127.0.0.1", port) as door, asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(turns(door.path)) < 30  # uvloop's own server takes one in a turn
+
+
+def test_a_replica_that_had_no_file_descriptor_left_accepts_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    async def scenario(path: str) -> str:
+        guest = await Guest.enter(path)
+        real, faults = socket.socket.accept, [errno.EMFILE, errno.ECONNABORTED, errno.EMFILE]
+
+        def accept(self: socket.socket) -> Any:
+            if faults:
+                raise OSError(faults.pop(), "Too many open files")
+            return real(self)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        guest.serve(app_that_says("hello"))
+        said = await get(port)
+        assert faults == []
+        await guest.leave()
+        return said
+
+    monkeypatch.setattr(door_module, "RETRY_S", 0.01)
+    with Door("127.0.0.1", port) as door:
+        assert asyncio.run(scenario(door.path)) == "hello"
 
 
 def test_a_launcher_that_does_not_answer_fails_the_start_and_does_not_hold_it(

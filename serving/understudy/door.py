@@ -22,6 +22,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +31,10 @@ import uvicorn
 from understudy.errors import ConfigError, EngineDead
 
 log = logging.getLogger(__name__)
-BACKLOG = 2048
+BACKLOG = 65_535
+"""Connections that wait while a replica is replaced; the kernel allows net.core.somaxconn, which is 4096 by default."""
+ACCEPT_AT_ONCE = 256
+"""In one turn of the event loop; with more in the backlog the next turn goes on."""
 MAX_FILES = 65_535
 """As vLLM's own server: a connection for each request that waits."""
 DRAIN_S = 50.0
@@ -38,7 +42,7 @@ DRAIN_S = 50.0
 KEEP_ALIVE_S = 5
 """As vLLM's own server."""
 RETRY_S = 0.5
-"""Between two tries of the launcher to hear a replica, while it has no file descriptor left."""
+"""Between two tries to accept, of launcher and replica, while there is no file descriptor left."""
 TAKE_TIMEOUT_S = 30.0
 """A replica that gets no socket within this fails its start, and Ray tries the next one."""
 
@@ -118,7 +122,7 @@ class Guest:
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
-        self._server: uvicorn.Server | None = None
+        self._server: _Accepting | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
@@ -139,12 +143,11 @@ class Guest:
             access_log=False,  # a line for every request is time on the answer's path
             log_level="warning",
             lifespan="off",
-            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(DRAIN_S),
         )
-        self._server = _Unsignalled(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listening]), name="http")
+        self._server = _Accepting(config, self._listening)
+        self._serving = asyncio.create_task(self._server.serve(), name="http")
 
     def check_health(self) -> None:
         """Raise EngineDead where nobody accepts connections any more, although nobody asked for that."""
@@ -164,9 +167,67 @@ class Guest:
         self._listening.close()
 
 
-class _Unsignalled(uvicorn.Server):
-    """Signals are the launcher's and Ray's."""
+class _Accepting(uvicorn.Server):
+    """uvicorn, but that it empties the backlog, and that signals are the launcher's and Ray's.
+
+    uvloop accepts one connection in a turn of the event loop, and a turn that streams many answers takes long. Under
+    pressure the backlog is then full, the kernel answers with SYN cookies, and resets the clients that believed them.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
+        super().__init__(config)
+        self._listening = listening
+        self._connecting: set[asyncio.Task[Any]] = set()
+        self._accepts = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        self._listening.setblocking(False)
+        self._listening.listen(BACKLOG)
+        self._accepts = True
+        self._watch()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._accepts = False
+        asyncio.get_running_loop().remove_reader(self._listening)
+        await asyncio.gather(*self._connecting, return_exceptions=True)  # uvicorn ends what is connected
+        await super().shutdown(sockets)
+
+    def _watch(self) -> None:
+        if self._accepts:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                connection, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:  # it left while it waited
+                continue
+            except OSError as fault:
+                log.warning("cannot accept for now: %s", fault)  # too many open files, most likely
+                loop.remove_reader(self._listening)
+                loop.call_later(RETRY_S, self._watch)
+                return
+            connecting = loop.create_task(self._connect(connection))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        loop, config = asyncio.get_running_loop(), self.config
+        protocol: Any = config.http_protocol_class
+        made = partial(
+            protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+        )
+        try:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(made, connection)
+        except OSError as fault:  # it left meanwhile
+            log.debug("a connection was not taken: %s", fault)
+            connection.close()
