@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +147,27 @@ def test_an_engine_process_on_the_cpu_leaves_a_core_for_the_api_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on_a_gpu(monkeypatch, False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given: dict[str, str] = {}
+    monkeypatch.setattr(placements, "started_with", lambda: given)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray does in its workers: nobody asked for that
     for cores, threads in ((1, "1"), (2, "1"), (16, "15")):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert environment(())["OMP_NUM_THREADS"] == threads
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    given["OMP_NUM_THREADS"] = "3"
     assert environment(())["OMP_NUM_THREADS"] == "3"
     assert "CUDA_VISIBLE_DEVICES" not in environment((0,))
+
+
+def test_the_environment_at_the_start_does_not_show_what_was_set_afterwards() -> None:
+    code = (
+        "import os; os.environ['OMP_NUM_THREADS'] = '1'; from understudy.engines.placements import started_with; "
+        "print(started_with().get('OMP_NUM_THREADS'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    for more, seen in (({}, "None"), ({"OMP_NUM_THREADS": "3"}, "3")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == seen
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ up: one does not exist and one asks for more memory than there is.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from tests.serving.models import make
-from tests.serving.process import Running, is_free, marked_processes, running, wait_for
+from tests.serving.process import MARK, Running, is_free, marked_processes, running, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -459,6 +462,19 @@ def test_the_report_is_a_page(server: Running) -> None:
 def test_the_engine_process_is_one_and_not_the_api_process(server: Running) -> None:
     hosts = [line for line in marked_processes(server.mark) if "understudy.engines.host" in line]
     assert len(hosts) == 1
+
+
+def test_replica_and_engine_are_not_put_behind_other_processes(server: Running) -> None:
+    ours = [each for each in psutil.process_iter() if is_of(each, server.mark)]
+    wanted = {"ServeReplica", "understudy.engines.host"}
+    seen = {word: each.nice() for each in ours for word in wanted if word in " ".join(each.cmdline())}
+    assert seen == dict.fromkeys(wanted, os.nice(0))  # Ray would give them 15
+
+
+def is_of(process: psutil.Process, mark: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get(MARK) == mark
+    return False
 
 
 def test_challengers_generate_with_the_champions_answer_as_the_draft(server: Running, client: openai.OpenAI) -> None:

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from understudy.config import Config, ModelSpec, ShadowSpec
 from understudy.engines import flight, speculate
 from understudy.engines.base import Engine
@@ -227,7 +229,8 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
     """The environment of an engine process.
 
     One OpenMP thread less than cores: with as many threads as cores, steps of 15 ms become 100 ms as soon as
-    the API process is busy, because OpenMP's threads spin at barriers. The user's own OMP_NUM_THREADS wins.
+    the API process is busy, because OpenMP's threads spin at barriers. The user's own OMP_NUM_THREADS wins, which is
+    the one that this process was started with: Ray sets one in its workers afterwards, to 1.
     """
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if gpu_present():
@@ -238,7 +241,7 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
                 raise ConfigError(f"devices: {list(devices)} must be indices into CUDA_VISIBLE_DEVICES={visible}")
             settings["CUDA_VISIBLE_DEVICES"] = ",".join(mine[device] for device in devices)
         return settings
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    threads = started_with().get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
     if not has_cxx_compiler():
         settings["TORCHDYNAMO_DISABLE"] = "1"
     return settings | {
@@ -248,6 +251,11 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
         # ("'function' object has no attribute 'finalize_loading'"): compile without it.
         "VLLM_USE_AOT_COMPILE": os.environ.get("VLLM_USE_AOT_COMPILE", "0"),
     }
+
+
+def started_with() -> Mapping[str, str]:
+    """This process's environment as it was when it started."""
+    return psutil.Process().environ()
 
 
 async def start(config: Config, folder: Path | None = None) -> Engines:
