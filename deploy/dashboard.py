@@ -87,6 +87,19 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ratio("understudy_token_agreement_sum", "understudy_token_agreement_count", "model", "{{model}} mean"),
         ),
         Panel(
+            "Drafts: tokens kept, and how often it found its way back",
+            "percentunit",
+            (
+                *ratio(
+                    "understudy_accepted_draft_tokens_total",
+                    "understudy_drafted_tokens_total",
+                    "model",
+                    "{{model}} kept",
+                ),
+                *ratio("understudy_realigned_drafts_total", "understudy_lost_drafts_total", "model", "{{model}} found"),
+            ),
+        ),
+        Panel(
             "Errors kept from the champion, events lost by the record",
             "short",
             (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pynvml
@@ -29,7 +29,7 @@ from understudy.meter.reading import DeviceReading
 from understudy.meter.sampler import Sampler
 from understudy.meter.station import Heard
 from understudy.meter.traffic import Finished, Kind, Traffic
-from understudy.types import Comparison, Ending, Measured, State
+from understudy.types import Comparison, DraftCounts, Ending, Measured, State
 
 from .fake_nvml import FakeNvml
 
@@ -347,6 +347,26 @@ def test_an_exchange_gives_one_observation_a_model() -> None:
     assert gaps == [round(middle_s(-20), 6)]  # p95 of the one stream
     assert ("understudy_decode_tokens_per_second", 2.0, "champion") in values
     assert ("understudy_token_agreement", 0.5, "rival") in values
+
+
+def test_what_became_of_drafts_is_counted_for_each_challenger_that_compared() -> None:
+    sink = Remembers()
+    heard = ExchangeMetrics(Metrics([sink]))
+    one = exchange("a", answer(1, 2, 3))
+    compared = Comparison({"token_agreement": 0.5})
+    for challenger, draft in (
+        ("near", DraftCounts(proposed=30, accepted=20, lost=3, realigned=2)),
+        ("near", DraftCounts(proposed=10, accepted=0, lost=1, realigned=0)),
+        ("far", DraftCounts(proposed=1, accepted=0, lost=1, realigned=0)),
+        ("plain", None),
+    ):
+        seen = replace(observation(answer(1, 2), model=challenger), draft=draft)
+        heard.ended(one, challenger, Ending(State.COMPARED, None, None, seen, compared))
+        heard.ended(one, challenger, Ending(State.FAILED, "engine_dead", None, seen))
+    names = ("drafted_tokens", "accepted_draft_tokens", "lost_drafts", "realigned_drafts")
+    counted = [tuple(sink.counted[f"understudy_{name}_total", model] for name in names) for model in ("near", "far")]
+    assert counted == [(40, 20, 4, 2), (1, 0, 1, 0)]
+    assert not any(model == "plain" for _, model in sink.counted)
 
 
 def test_a_broken_metric_does_not_reach_the_record() -> None:

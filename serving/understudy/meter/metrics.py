@@ -94,6 +94,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("understudy_prompt_tokens_total", "counter", "tokens", "read for answers, those in the cache too", MODEL),
     Metric("understudy_cached_prompt_tokens_total", "counter", "tokens", "of these, found in the prefix cache", MODEL),
     Metric("understudy_generated_tokens_total", "counter", "tokens", "written in answers", MODEL),
+    # The champion's answers as drafts of a challenger's own (compared exchanges)
+    Metric("understudy_drafted_tokens_total", "counter", "tokens", "proposed, and verified by it", CHALLENGER),
+    Metric("understudy_accepted_draft_tokens_total", "counter", "tokens", "of these, its own as well", CHALLENGER),
+    Metric("understudy_lost_drafts_total", "counter", "times", "that it left its draft", CHALLENGER),
+    Metric("understudy_realigned_drafts_total", "counter", "times", "that it was found in it again", CHALLENGER),
     # What it takes
     Metric("understudy_device_seconds_total", "counter", "seconds", "device time in which it was stepped", MODEL),
     Metric("understudy_energy_joules_total", "counter", "joules", "attributed by device time; idle is apart", MODEL),
@@ -163,6 +168,11 @@ class Metrics:
         if value is not None:
             for sink in self._sinks:
                 sink.observe(BY_NAME[name], value, labels)
+
+    def count(self, name: str, amount: float, **labels: str) -> None:
+        """More of a counter."""
+        for sink in self._sinks:
+            sink.add(BY_NAME[name], float(amount), labels)
 
     def count_to(self, name: str, total: float | None, **labels: str) -> None:
         """Bring a counter to a total that is counted elsewhere. One that has fallen stays where it was."""

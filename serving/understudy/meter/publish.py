@@ -9,7 +9,7 @@ from understudy.meter.gaps import quantile_s
 from understudy.meter.meter import Meter
 from understudy.meter.metrics import Metrics
 from understudy.meter.traffic import Kind
-from understudy.types import Ending, Exchange, Observation, State
+from understudy.types import DraftCounts, Ending, Exchange, Observation, State
 
 VERDICTS = {"GO": 1, "NOT ENOUGH DATA": 0, "NO-GO": -1}
 
@@ -25,11 +25,20 @@ class ExchangeMetrics:
         self._observe(exchange.champion, "champion")
 
     def ended(self, _exchange: Exchange, challenger: str, ending: Ending) -> None:
-        """The challenger's, and how far it agreed."""
+        """The challenger's, how far it agreed, and what became of its draft."""
         if ending.state is State.COMPARED and ending.challenger is not None and ending.challenger.answers:
             self._observe(ending.challenger, "challenger")
             agreement = ending.comparison.values.get("token_agreement") if ending.comparison else None
             self._metrics.observe("understudy_token_agreement", agreement, model=challenger)
+            self._count(ending.challenger.draft, challenger)
+
+    def _count(self, draft: DraftCounts | None, challenger: str) -> None:
+        """What became of its draft; nothing where it generated plainly."""
+        if draft is not None:
+            self._metrics.count("understudy_drafted_tokens_total", draft.proposed, model=challenger)
+            self._metrics.count("understudy_accepted_draft_tokens_total", draft.accepted, model=challenger)
+            self._metrics.count("understudy_lost_drafts_total", draft.lost, model=challenger)
+            self._metrics.count("understudy_realigned_drafts_total", draft.realigned, model=challenger)
 
     def _observe(self, seen: Observation, role: str) -> None:
         took, labels = seen.measured, {"role": role, "model": seen.model}
