@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import pytest
 from tests.builders import exchange, in_loop
 
 from understudy.archive import Archive
+from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
 from understudy.record import Feedback, RecordReader
+from understudy.record.seal import seal
+from understudy.record.sources import Source
+from understudy.record.sql import query
 from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
 
 GATES = (Gate("accuracy", 0.2, pattern=r"label: (\w+)", min_units=20),)
@@ -195,3 +200,41 @@ def test_what_is_no_exchange_of_the_champions_does_not_count_against_a_challenge
     assert judge.verdict("rival").gates[0].units == 0
     judge.ended(exchange("shed"), "rival", Ending(State.SHED, "queue_full"))
     assert judge.verdict("rival").gates[0].units == 1
+
+
+@in_loop
+async def test_changed_gates_are_entered_at_the_first_start_that_has_them(tmp_path: Path) -> None:
+    async def start(sha: str | None) -> None:
+        archive = await opened(tmp_path)
+        archive.take_up()
+        hashes = {"gates": [sha], "gates_sha256": sha}
+        archive.control("start", {}, hashes)
+        archive.compare_gates(hashes, dict)
+        assert archive._comparing is not None
+        await archive._comparing
+        await archive.close()
+        seal(Source.at(tmp_path), "replica-0", include_newest=sha == "b")  # found in the log, and in what is sealed
+
+    for sha in ("a", "a", "b", "b", None, "c", "a"):
+        await start(sha)
+    rows = query(tmp_path, "SELECT actor, document FROM controls WHERE action = 'gates_changed' ORDER BY at_unix_s")[1]
+    changes = [json.loads(document)["detail"] for _, document in rows]
+    assert [(each["before"]["gates_sha256"], each["now"]["gates_sha256"]) for each in changes] == [
+        ("a", "b"),
+        ("c", "a"),
+    ]
+    assert {actor for actor, _ in rows} == {"server"}
+
+
+@in_loop
+async def test_what_must_not_be_done_without_its_entry_is_told_when_there_is_none(tmp_path: Path) -> None:
+    first = await opened(tmp_path)
+    await first.enter("promote", {"rival": 3}, {"challenger": "rival"}, "ann")
+    assert query(tmp_path, "SELECT action, actor FROM controls")[1] == [("promote", "ann")]
+    second = await opened(tmp_path)  # the folder has a writer
+    with pytest.raises(RecordError, match="nothing is recorded"):
+        await second.enter("promote", {}, {}, "ann")
+    await second.close()
+    await first.close()
+    with pytest.raises(RecordError):
+        await first.enter("promote", {}, {}, "ann")

@@ -24,6 +24,7 @@ from understudy.lane.guard import Guard
 from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
 from understudy.record.care import needs_care
 from understudy.record.recording import Recording, keep_rule
+from understudy.record.schema import SERVER
 from understudy.record.waiting import Waiting, is_given
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
@@ -77,6 +78,7 @@ class Archive:
         self.sent_again: Counter[State] = Counter()
         self._resends: Collection[State] = ()
         self._caring: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._num_unrecorded = 0
         self._open_keeper: Callable[[], RecordKeeper] | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -131,7 +133,7 @@ class Archive:
                 self._why_not = f"nothing is recorded: {fault}"
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
         restore(self.take_up())
-        self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded))
+        self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
 
     def take_up(self, resends: Collection[State] = ()) -> Mapping[str, Counts]:
         """The counts of earlier runs by challenger, with what they left unfinished ended as expired.
@@ -208,9 +210,48 @@ class Archive:
             self._append(given)
         return bool(found)
 
-    def control(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any] | None = None) -> None:
-        """Something was done to the shadow as a whole."""
-        self._append(Control(action, time.time(), detail or {}, offered))
+    def control(
+        self,
+        action: str,
+        offered: Mapping[str, int],
+        detail: Mapping[str, Any] | None = None,
+        actor: str = SERVER,
+    ) -> None:
+        """Something was done to the shadow as a whole; by whom."""
+        self._append(Control(action, time.time(), detail or {}, offered, actor=actor))
+
+    async def enter(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any], actor: str) -> None:
+        """The same, for what must not be done without its entry: it is durable when this returns.
+
+        Raises:
+            RecordError: it is not.
+        """
+        if self._keeper is None:
+            raise RecordError(self._why_not)
+        recording, why_not = self._keeper.health()
+        if not recording:  # it would wait to be written, and count as done later
+            raise RecordError(f"nothing is recorded: {why_not}")
+        await asyncio.to_thread(self._keeper.enter, Control(action, time.time(), detail, offered, actor=actor))
+
+    def compare_gates(self, now: Mapping[str, Any], offered: Callable[[], Mapping[str, int]]) -> None:
+        """Enter that the gates are others than at the start before, where they are. In the background.
+
+        Args:
+            now: ``gates`` and ``gates_sha256``, as entered at this start.
+            offered: asked when it is entered.
+        """
+        if self._keeper is not None:
+            self._comparing = asyncio.create_task(self._compare_gates(self._keeper, now, offered), name="archive-gates")
+
+    async def _compare_gates(
+        self, keeper: RecordKeeper, now: Mapping[str, Any], offered: Callable[[], Mapping[str, int]]
+    ) -> None:
+        with self._guard("gates"):
+            last = await asyncio.to_thread(keeper.reader.last_control, "start", self._started_unix_s)
+            before = {name: (last or {}).get("detail", {}).get(name) for name in now}
+            known = None not in (before["gates_sha256"], now["gates_sha256"])  # a model that cannot be hashed
+            if known and before["gates_sha256"] != now["gates_sha256"]:
+                self.control("gates_changed", offered(), {"before": before, "now": dict(now)})
 
     def verdicts(self, names: Iterable[str], *, idle: bool) -> Mapping[str, dict[str, Any]]:
         """By challenger. One takes about 10 ms of the event loop: under traffic they are renewed once a second."""
@@ -256,7 +297,7 @@ class Archive:
 
     async def close(self) -> None:
         """Write what is left and give the folder back. Idempotent."""
-        tasks = [task for task in (self._replaying, self._caring, self._opening) if task is not None]
+        tasks = [task for task in (self._replaying, self._caring, self._opening, self._comparing) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -285,8 +326,8 @@ class Archive:
         keeper = self._keeper
         assert keeper is not None
 
-        def enter(action: str, detail: Mapping[str, Any]) -> None:
-            keeper.enter(Control(action, time.time(), detail))
+        def enter(action: str, detail: Mapping[str, Any], actor: str | None = SERVER) -> None:
+            keeper.enter(Control(action, time.time(), detail, actor=actor))
 
         for turn in count():
             await asyncio.sleep(CARE_S)

@@ -10,6 +10,7 @@ UnderstudyError
 │   └── Unsupported          this request cannot be shadowed on this engine; shed, not failed
 ├── DeadlineExceeded     the shadow work did not end in time
 ├── MeterError           a device cannot be measured
+├── Refused              a decision that the rules do not allow
 └── RecordError          the record cannot be read or written
     ├── Erased               this record was erased on purpose
     └── Locked               somebody else writes or seals it
@@ -66,6 +67,10 @@ class Unsupported(EngineError):
 
 class MeterError(UnderstudyError):
     """A device cannot be measured."""
+
+
+class Refused(UnderstudyError):
+    """A decision that the rules do not allow; the message says which rule."""
 
 
 class RecordError(UnderstudyError):

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from understudy.api.context import NO_HTTP, RequestContext, current
-from understudy.engines.vllm_engine import measured, to_answer
+from understudy.engines.vllm_engine import measured, to_answer, with_share
 from understudy.journey import answer
 from understudy.lane.holding import EXCHANGE_BYTES, NUMBER_BYTES, OUTPUT_BYTES
 from understudy.meter.gaps import Gaps, added, gaps_between
@@ -44,9 +44,9 @@ class ChampionWitness:
     """Keeps references to what the champion gave, and makes an Exchange of them when the lane asks."""
 
     __slots__ = (
-        "_arrived_s", "_arrived_unix_s", "_batch_size", "_error", "_finished_s", "_mark", "_model", "_outcome",
-        "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context", "exchange_id",
-        "held_bytes", "unsupported",
+        "_arrived_s", "_arrived_unix_s", "_batch_size", "_each_s", "_error", "_finished_s", "_mark", "_model",
+        "_outcome", "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context",
+        "exchange_id", "held_bytes", "unsupported",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,7 @@ class ChampionWitness:
         self._times_s: list[float] = []  # of each output
         self._traffic = traffic
         self._mark = (0, 0) if traffic is None else traffic.mark
+        self._each_s = 0.0 if traffic is None else traffic.each_s
         self._batch_size: float | None = None
         self._finished_s = self._arrived_s
         self._prompt: RequestOutput | None = None
@@ -91,7 +92,9 @@ class ChampionWitness:
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """How it ended. A stream that was left after its last token is finished all the same."""
         self._finished_s = time.monotonic()
-        self._batch_size = None if self._traffic is None else self._traffic.batch_since(self._mark)
+        if self._traffic is not None:
+            self._batch_size = self._traffic.batch_since(self._mark)
+            self._each_s = self._traffic.each_s - self._each_s
         self._outcome = outcome
         self._error = None if error is None else f"{type(error).__name__}: {error}"
         self.held_bytes = self._size_bytes()  # asked on the answer's path, so lengths and no generators: 0.4 us
@@ -118,7 +121,7 @@ class ChampionWitness:
             answers=answers,
             timings=Timings(self._arrived_s, self._times_s[0] if self._times_s else None, self._finished_s),
             error=self._error,
-            measured=self._measured(),
+            measured=with_share(self._measured(), self._each_s, answers),
         )
         return Exchange(
             exchange_id=self.exchange_id,

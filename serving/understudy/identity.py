@@ -64,11 +64,16 @@ def identify(config: Config) -> Identity:
         detail=compared
         | {
             "gates_sha256": digest(gates),
-            "config_sha256": digest({name: value for name, value in plain(config).items() if name not in SECRET}),
+            "config_sha256": config_digest(config),
             "engine": {name: found for name in ENGINE if (found := version_of(name)) is not None},
             "understudy": __version__,
         },
     )
+
+
+def config_digest(config: Config) -> str:
+    """Over a whole configuration, as it was understood; keys of ``auth`` are not in it."""
+    return digest({name: value for name, value in plain(config).items() if name not in SECRET})
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from understudy import __version__
+from understudy import __version__, promotion
 from understudy.api import routes
 from understudy.api.middleware import App, Front
 from understudy.archive import Archive
@@ -27,6 +27,7 @@ from understudy.lane.ledger import total
 from understudy.lane.own_view import why_none
 from understudy.meter.metrics import Sink
 from understudy.meter.station import Station
+from understudy.promotion import Promotion
 from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
@@ -54,6 +55,7 @@ class Server:
         self._config = config
         self._engines = engines
         self._archive = archive
+        self._identity: Mapping[str, Any] = {}
         self._station = Station(config, engines.meters, guard, sinks)
         self._lane = Lane(
             engines.challengers,
@@ -98,6 +100,7 @@ class Server:
             archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)
+            self._identity = {"rollout": record.rollout, **detail}
             self._lane.restore(archive.take_up(resends))
             archive.keep_opening(self._lane.restore)
             if serve:
@@ -107,6 +110,7 @@ class Server:
             archive.control("identity", self._lane.offered(), detail)
             hashes = {name: detail.get(name) for name in ("config_sha256", "gates_sha256", "gates")}
             archive.control("start", self._lane.offered(), hashes)
+            archive.compare_gates({name: hashes[name] for name in ("gates", "gates_sha256")}, self._lane.offered)
         except BaseException:
             if archive is not None:
                 await archive.close()
@@ -209,12 +213,12 @@ class Server:
         """The ids for which there is feedback and no exchange yet."""
         return self._archive.waiting.ids()
 
-    def pause(self) -> None:
+    def pause(self, actor: str) -> None:
         """The kill switch."""
         self._lane.pause()
-        self._archive.control("pause", self._lane.offered())
+        self._archive.control("pause", self._lane.offered(), actor=actor)
 
-    def resume(self, challenger: str | None = None) -> None:
+    def resume(self, challenger: str | None, actor: str) -> None:
         """Shadow again, and lift the quarantine; of one challenger only where one is named.
 
         Who was in quarantine comes back when the replica starts the next time.
@@ -227,9 +231,24 @@ class Server:
         lifted = self._engines.quarantine.lift(challenger)
         if challenger is None:
             self._lane.resume()
-        self._archive.control("resume", self._lane.offered())
+        self._archive.control("resume", self._lane.offered(), {"challenger": challenger, "lifted": lifted}, actor)
         if lifted:
             log.warning("quarantine lifted: %s", ", ".join(lifted))
+
+    async def promote(self, asked: Promotion, actor: str) -> dict[str, Any]:
+        """Enter the decision for a challenger; its entry's detail. Nothing of this server changes.
+
+        Raises:
+            KeyError: no challenger has that name.
+            Refused: its verdict is no GO and no reason was given, or this server runs another configuration.
+            RecordError: the entry cannot be made durable.
+        """
+        if asked.challenger not in self._lane.sides:
+            raise KeyError(asked.challenger)
+        verdicts = self._archive.verdicts(self._lane.sides, idle=True)
+        detail = promotion.decided(asked, verdicts[asked.challenger], self._identity)
+        await self._archive.enter("promote", self._lane.offered(), detail, actor)
+        return detail
 
     async def report(self) -> dict[str, Any]:
         """The same as JSON."""

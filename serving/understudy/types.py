@@ -109,6 +109,8 @@ class Measured:
         decode_s: from the first token to the last.
         cached_prompt_tokens: prompt tokens that the prefix cache already had.
         batch_size: mean number of requests in the engine's steps meanwhile.
+        busy_s: its share of the seconds in which the engine was stepped, each step's split evenly over the requests in
+            it. No waiting is in it.
         gaps: between the outputs of a streamed answer, measured at the fork (meter/gaps.py); empty where there
             was no stream.
     """
@@ -119,6 +121,7 @@ class Measured:
     cached_prompt_tokens: int | None = None
     batch_size: float | None = None
     gaps: tuple[tuple[int, int], ...] = ()
+    busy_s: float | None = None
 
     @property
     def ttft_s(self) -> float | None:
@@ -132,6 +135,28 @@ class Measured:
 
 
 NOT_MEASURED = Measured()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one exchange took of one model's device: its share, by the rules of meter/taken.py. None: not known.
+
+    Attributes:
+        kv_peak_bytes: KV cache that it held at most.
+        kv_byte_s: byte-seconds of KV cache, of the model's own answers.
+        device_s: device seconds, of its own answers and of scoring the champion's; each device counts.
+        usd: their price by ``prices.usd_per_device_hour``. Energy is not in it: no device counts it by the request.
+        tokens_usd: the price of its prompt and its answers by ``compare.token_prices``.
+    """
+
+    kv_peak_bytes: int | None = None
+    kv_byte_s: float | None = None
+    device_s: float | None = None
+    usd: float | None = None
+    tokens_usd: float | None = None
+
+
+NOT_WEIGHED = Taken()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +191,8 @@ class Score:
     top1: tuple[int, ...] = ()
     divergence: Divergence | None = None
     """Only on the slice of ``shadow.divergence``, in the shared placement, where both models have one vocabulary."""
+    busy_s: float | None = None
+    """The pass's share of the seconds in which the engine was stepped, as in Measured; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +232,7 @@ class Observation:
     rendered: str = "token_ids"
     """How the prompt reached this model: ``token_ids`` (identical input) or ``own_template`` (law 3)."""
     measured: Measured = NOT_MEASURED
+    taken: Taken = NOT_WEIGHED
     draft: DraftCounts | None = None
     """Where the generation was speculative; None where it was plain."""
 

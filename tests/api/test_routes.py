@@ -11,6 +11,8 @@ import pytest
 from tests.builders import in_loop
 
 from understudy.api.routes import MAX_FEEDBACK_BYTES, build
+from understudy.errors import RecordError, Refused
+from understudy.promotion import Promotion
 from understudy.record import Feedback
 
 REPORT = {"challengers": {"b": {"compared": 3}}}
@@ -24,6 +26,7 @@ class FakeShadow:
     known: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
     fault: Exception | None = None
+    actors: list[str] = field(default_factory=list)
 
     async def status(self) -> Mapping[str, Any]:
         self.asked.append("status")
@@ -42,13 +45,24 @@ class FakeShadow:
     def waiting(self) -> list[str]:
         return ["nobody"]
 
-    def pause(self) -> None:
+    def pause(self, actor: str) -> None:
         self.asked.append("pause")
+        self.actors.append(actor)
 
-    def resume(self, challenger: str | None = None) -> None:
+    def resume(self, challenger: str | None, actor: str) -> None:
         if challenger == "nobody":
             raise KeyError(challenger)
         self.asked.append("resume" if challenger is None else ("resume", challenger))
+        self.actors.append(actor)
+
+    async def promote(self, asked: Promotion, actor: str) -> Mapping[str, Any]:
+        if asked.challenger == "nobody":
+            raise KeyError(asked.challenger)
+        if self.fault is not None:
+            raise self.fault
+        self.asked.append(asked)
+        self.actors.append(actor)
+        return {"challenger": asked.challenger}
 
     async def report(self) -> Mapping[str, Any]:
         self.asked.append("report")
@@ -86,6 +100,7 @@ ROUTES = [
     ("POST", "/shadow/pause"),
     ("POST", "/shadow/resume"),
     ("POST", "/shadow/feedback"),
+    ("POST", "/shadow/promote"),
 ]
 
 
@@ -111,6 +126,57 @@ async def test_resume_of_one_challenger() -> None:
     assert (await ask("POST", "/shadow/resume?challenger=b", shadow)).status_code == 200
     assert shadow.asked == [("resume", "b"), "status"]
     assert "'nobody'" in openai_error(await ask("POST", "/shadow/resume?challenger=nobody", shadow), 404)
+
+
+@pytest.mark.parametrize(
+    ("headers", "key", "actor"),
+    [
+        ({}, None, "unnamed (unauthenticated, from 127.0.0.1)"),
+        ({"x-understudy-actor": "ann@laptop"}, "k", "ann@laptop (shadow key, from 127.0.0.1)"),
+        ({"x-understudy-actor": "Zoë".encode()}, None, "Zoë (unauthenticated, from 127.0.0.1)"),
+        ({"x-understudy-actor": "Zoë".encode("latin-1")}, None, "Zoë (unauthenticated, from 127.0.0.1)"),
+    ],
+)
+@in_loop
+async def test_who_asks_is_handed_on(headers: dict[str, Any], key: str | None, actor: str) -> None:
+    shadow = FakeShadow()
+    headers = headers | ({} if key is None else {"authorization": f"Bearer {key}"})
+    for route in ("pause", "resume", "promote"):
+        done = await ask("POST", f"/shadow/{route}", shadow, key=key, headers=headers, json={"challenger": "b"})
+        assert done.status_code == 200
+    assert shadow.actors == [actor] * 3
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "a\tb", "\u202egnp"])
+@pytest.mark.parametrize("route", ["pause", "resume", "promote"])
+@in_loop
+async def test_a_name_that_cannot_be_printed_is_refused_and_nothing_is_done(name: str, route: str) -> None:
+    shadow, headers = FakeShadow(), {"x-understudy-actor": name.encode()}
+    done = await ask("POST", f"/shadow/{route}", shadow, headers=headers, json={"challenger": "b"})
+    assert "x-understudy-actor" in openai_error(done, 400)
+    assert "at most 100 printable characters" in openai_error(done, 400)
+    assert shadow.asked == []
+
+
+@in_loop
+async def test_a_promotion_and_its_refusals() -> None:
+    shadow = FakeShadow()
+    body = {"challenger": "b", "despite": "we know better", "config_sha256": "ab"}
+    done = await ask("POST", "/shadow/promote", shadow, json=body)
+    assert done.json() == {"promoted": "b", "entry": {"challenger": "b"}}
+    assert shadow.asked == [Promotion("b", "we know better", "ab")]
+    for wrong, said in (
+        ({}, "challenger: None must be the name"),
+        ({"challenger": "b", "despit": "x"}, "despit: unknown key"),
+        ({"challenger": "b", "despite": " "}, "despite: must be a reason of 1 to 1000"),
+        ({"challenger": "b", "despite": "x" * 1001}, "despite: must be a reason of 1 to 1000"),
+        ({"challenger": "b", "config_sha256": 5}, "config_sha256: 5 must be text"),
+    ):
+        assert said in openai_error(await ask("POST", "/shadow/promote", json=wrong), 400)
+    assert "'nobody'" in openai_error(await ask("POST", "/shadow/promote", json={"challenger": "nobody"}), 404)
+    for fault, status in ((Refused("b is NO-GO now"), 409), (RecordError("the disk is full"), 503)):
+        refused = await ask("POST", "/shadow/promote", FakeShadow(fault=fault), json={"challenger": "b"})
+        assert str(fault) in openai_error(refused, status)
 
 
 @pytest.mark.parametrize("wanted", ["x-1", "chatcmpl-1-0", "with/slash"])
@@ -228,7 +294,7 @@ async def test_a_missing_or_wrong_key_is_refused_and_nothing_is_done(method: str
 @in_loop
 async def test_the_right_key_opens_every_route(method: str, path: str) -> None:
     shadow = FakeShadow({"x": [{}]})
-    content = b'{"request_id": "x", "label": "y"}'
+    content = b'{"challenger": "b"}' if path.endswith("promote") else b'{"request_id": "x", "label": "y"}'
     headers = {"authorization": "Bearer secret"}
     response = await ask(method, path, shadow, key="secret", headers=headers, content=content)
     assert response.status_code == 200

@@ -27,7 +27,7 @@ from understudy.compare import Comparators
 from understudy.errors import ConfigError, RecordError
 from understudy.prompts import read_prompts
 from understudy.record import Accepted, Control, Ended, Feedback, scan
-from understudy.types import Comparison, Ending, Exchange, Floor, RequestFacts, Score, State
+from understudy.types import Comparison, Ending, Exchange, Floor, RequestFacts, Score, State, Taken
 
 NUM = 12
 ANSI = "\x1b[2Jcleared"
@@ -51,10 +51,13 @@ def recorded(number: int) -> Exchange:
     return replace(whole, arrived_unix_s=1_700_000_000.0 + 60 * number, parameters={"max_tokens": 4})
 
 
+TOOK = Taken(kv_peak_bytes=3 * 2**19, device_s=0.0125, usd=0.0125 / 3600)
+
+
 def mine(number: int) -> Any:
     """The challenger agrees with the champion on so many of four tokens."""
     tokens = [1, 2, 3, 4][: number % 5] + [9] * (4 - number % 5)
-    return observation(answer(*tokens, text=f'{{"a": {number % 3}, "c": null}}'), model="rival")
+    return observation(answer(*tokens, text=f'{{"a": {number % 3}, "c": null}}'), model="rival", taken=TOOK)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,9 @@ def test_side_by_side_shows_labels_changes_and_why(record: Path) -> None:
     assert "tags tenant=odd" in output
     assert "champion (4 tokens, stop)" in output
     assert '{"a": 1, "c": null}' in output
+    for said in ("KV cache, at most - 1.5 MiB", "device time - 12.5 ms", "its price - 3.47e-06 USD"):
+        assert said in output
+    assert "price of the tokens" not in output  # nobody knows
     assert "$.b[0]" in output
     assert "champion only" in output
     _, output = invoke(record, "--show", "mine-10")

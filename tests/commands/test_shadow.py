@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -24,12 +25,14 @@ STATUS = {
 
 class Noting(HTTPServer):
     asked: list[tuple[str, str | None]]
+    actors: list[str | None]
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         assert isinstance(self.server, Noting)
         self.server.asked.append((self.path, self.headers.get("authorization")))
+        self.server.actors.append(self.headers.get("x-understudy-actor"))
         known = "nobody" not in self.path
         body = json.dumps(STATUS if known else {"error": {"message": "no challenger is called 'nobody'"}}).encode()
         self.send_response(200 if known else 404)
@@ -42,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Noting]:
     with Noting(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
+        server.asked, server.actors = [], []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -64,6 +67,22 @@ def test_it_asks_the_server_and_shows_the_challengers(server: Noting, words: lis
     done = CliRunner().invoke(command, [words[0], url, *words[1:]], catch_exceptions=False)
     assert server.asked == [(path, key)]
     assert done.output.splitlines() == ["phase: shadowing", "  a: ready", "  b: not ready: its quarantine is lifted"]
+
+
+def test_it_says_who_does_it(server: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    for words in (["pause", url], ["resume", url, "--by", "ops"]):
+        CliRunner().invoke(command, words, catch_exceptions=False)
+    assert server.actors == ["ann@laptop", "ops"]
+
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    CliRunner().invoke(command, ["pause", url], catch_exceptions=False)
+    assert server.actors[-1] == f"uid-{os.getuid()}@laptop"
 
 
 def test_what_the_server_refuses_and_no_server_are_errors(server: Noting) -> None:

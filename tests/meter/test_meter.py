@@ -29,7 +29,7 @@ from understudy.meter.reading import DeviceReading
 from understudy.meter.sampler import Sampler
 from understudy.meter.station import Heard
 from understudy.meter.traffic import Finished, Kind, Traffic
-from understudy.types import Comparison, DraftCounts, Ending, Measured, State
+from understudy.types import Comparison, DraftCounts, Ending, Exchange, Measured, Observation, State, Taken
 
 from .fake_nvml import FakeNvml
 
@@ -377,11 +377,37 @@ def test_a_broken_metric_does_not_reach_the_record() -> None:
         ended = accepted
 
     ear, guard = Ear(), Guard()
-    heard = Heard(ear, [Broken()], guard)
+    heard = Heard(ear, [Broken()], guard, lambda seen, _name: seen)
     heard.accepted(exchange("a"), ["rival"], {})
     heard.ended(exchange("a"), "rival", Ending(State.SHED, "budget"))
     assert guard.swallowed["metrics"] == 2
     assert len(ear.accepted_ids) == len(ear.endings) == 1
+
+
+def test_whoever_hears_of_an_exchange_hears_what_it_took() -> None:
+    class Both(Ear):
+        def accepted(self, exchange: Exchange, *more: Any) -> None:
+            super().accepted(exchange, *more)
+            taken.append(exchange.champion.taken)
+
+        def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
+            super().ended(exchange, challenger, ending)
+            taken.append(ending.challenger and ending.challenger.taken)
+
+    def weighed(seen: Observation, name: str) -> Observation:
+        if name == "heavy":
+            raise RuntimeError("not to be weighed")
+        return replace(seen, taken=Taken(device_s=len(name)))
+
+    taken: list[Taken | None] = []
+    guard = Guard()
+    heard = Heard(Both(), [], guard, weighed)
+    heard.accepted(exchange("a"), ["rival"], {})
+    heard.ended(exchange("a"), "rival", Ending(State.COMPARED, challenger=observation(answer(1), model="rival")))
+    heard.ended(exchange("a"), "rival", Ending(State.SHED, "budget"))
+    heard.ended(exchange("a"), "heavy", Ending(State.COMPARED, challenger=observation(answer(1), model="heavy")))
+    assert taken == [Taken(device_s=8), Taken(device_s=5), None, Taken()]
+    assert guard.swallowed["meter"] == 1
 
 
 def test_the_meters_figures_come_out_in_the_text_format() -> None:

@@ -26,6 +26,7 @@ from understudy.types import (
     RequestFacts,
     Score,
     State,
+    Taken,
     Timings,
 )
 
@@ -43,7 +44,8 @@ def observation(model: str, *, scores: tuple[Score, ...] = (), num_tokens: int =
         Timings(1.5, 1.75, 2.0),
         scores,
         draft=DraftCounts(proposed=7, accepted=5, lost=2, realigned=1) if scores else None,
-        measured=Measured(0.125, 0.25, 0.5, 2, 1.5, ((-35, 2), (-34, 1))),
+        measured=Measured(0.125, 0.25, 0.5, 2, 1.5, ((-35, 2), (-34, 1)), 0.375),
+        taken=Taken(4096, 1024.5, 0.375, 0.25, 0.125),
     )
 
 
@@ -73,7 +75,9 @@ def accepted(number: int, *challengers: str, offered: Mapping[str, int] | None =
 def ended(number: int, challenger: str = "b", state: State = State.COMPARED, reason: str | None = None) -> Ended:
     ending = Ending(state, reason)
     if state is State.COMPARED:
-        seen = observation(challenger, scores=(Score((-0.25, float("-inf")), (1, 7), (0.5, 2.0), (4, 9), APART),))
+        seen = observation(
+            challenger, scores=(Score((-0.25, float("-inf")), (1, 7), (0.5, 2.0), (4, 9), APART, 0.0625),)
+        )
         ending = Ending(state, challenger=seen, comparison=Comparison({"top1": 0.5}))
     return Ended(f"ex-{number}", challenger, ending, 1_700_000_100.0 + number)
 

@@ -117,8 +117,8 @@ def test_erasing_while_a_server_writes_and_what_was_on_its_way(spec: RecordSpec)
     assert "has a writer already" in said
     assert needs_care(recording)
 
-    def enter(action: str, detail: Mapping[str, Any]) -> None:
-        keeper.enter(Control(action, time.time(), detail))
+    def enter(action: str, detail: Mapping[str, Any], actor: str | None = None) -> None:
+        keeper.enter(Control(action, time.time(), detail, actor=actor))
 
     care(recording, enter)
     assert keeper.find("ex-1") == []
@@ -137,8 +137,8 @@ def test_what_a_server_has_found_before_is_erased_from_its_memory_too(spec: Reco
     recording = Recording.of(spec, "replica-0")
     keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer)
 
-    def enter(action: str, detail: Mapping[str, Any]) -> None:
-        keeper.enter(Control(action, time.time(), detail))
+    def enter(action: str, detail: Mapping[str, Any], actor: str | None = None) -> None:
+        keeper.enter(Control(action, time.time(), detail, actor=actor))
 
     for event in (of_user(1, "ann"), ended(1), of_user(2, "bob"), ended(2)):
         keeper.append(event)
@@ -249,7 +249,7 @@ def test_nothing_is_erased_that_could_not_be_entered(spec: RecordSpec) -> None:
     recording = Recording.of(spec, "replica-0")
     fill(recording)
 
-    def full(action: str, detail: Mapping[str, Any]) -> None:
+    def full(action: str, detail: Mapping[str, Any], actor: str | None = None) -> None:
         raise RecordError("the disk is full")
 
     erase_now_requests_only(spec)
@@ -338,9 +338,9 @@ def test_in_a_process_of_its_own(spec: RecordSpec, tmp_path: Path, monkeypatch: 
     list(erase_now(spec, ["session=s21"]))
     entered = []
 
-    def enter(action: str, detail: Mapping[str, Any]) -> None:
+    def enter(action: str, detail: Mapping[str, Any], actor: str | None = None) -> None:
         entered.append(action)
-        keeper.enter(Control(action, time.time(), detail))
+        keeper.enter(Control(action, time.time(), detail, actor=actor))
 
     done = asyncio.run(upkeep.run(recording, enter, adopting=True))
     assert done["adopted"] == ["replica-1"]
@@ -348,7 +348,7 @@ def test_in_a_process_of_its_own(spec: RecordSpec, tmp_path: Path, monkeypatch: 
     assert entered == ["erase"]
     assert len(segments(recording.log)) == 1
 
-    def full(action: str, detail: Mapping[str, Any]) -> None:
+    def full(action: str, detail: Mapping[str, Any], actor: str | None = None) -> None:
         raise RecordError("the disk is full")
 
     list(erase_now(spec, ["session=s22"]))

@@ -20,6 +20,7 @@ from understudy.record.lines import frame, is_whole, links_of, record_of
 from understudy.record.schema import head_of
 from understudy.types import (
     NOT_MEASURED,
+    NOT_WEIGHED,
     Answer,
     Comparison,
     Ending,
@@ -61,12 +62,14 @@ def test_round_trip(event: Event) -> None:
 
 def test_an_observation_written_before_there_were_measurements_still_reads() -> None:
     document = decode(encode(accepted(1), plain))
-    del document["champion"]["measured"], document["champion"]["draft"]
+    for name in ("measured", "draft", "taken"):
+        del document["champion"][name]
     event = from_json(document)
     assert isinstance(event, Accepted)
     assert event.exchange.champion.measured == NOT_MEASURED
     assert event.exchange.champion.measured.ttft_s is None
     assert event.exchange.champion.draft is None
+    assert event.exchange.champion.taken == NOT_WEIGHED
 
 
 def with_logprobs(*values: float) -> Accepted:

@@ -227,7 +227,7 @@ def test_the_challengers_first_choices_are_no_way_round(tmp_path: Path, mode: An
     found, content = written(tmp_path, Privacy(mode, (redact,), b"secret"), *events)
     assert b"4242" not in content
     scores = found["challengers"]["b"]["observation"]["scores"]
-    assert scores == [{"logprobs": [-0.5], "ranks": [1], "entropies": [0.25], "top1": []}]
+    assert scores == [{"logprobs": [-0.5], "ranks": [1], "entropies": [0.25], "top1": [], "busy_s": None}]
 
 
 def test_a_redactor_that_fails_leaves_hashes_and_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

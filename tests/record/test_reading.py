@@ -73,7 +73,7 @@ def test_the_merged_view(filled: Path, max_indexed: int) -> None:
     assert first["champion"]["answers"][0]["token_ids"] == [1000, 1001, 1002]
     compared = first["challengers"]["b"]
     assert (compared["state"], compared["comparison"]) == ("compared", {"top1": 0.5})
-    score = {"logprobs": [-0.25, "-inf"], "ranks": [1, 7], "entropies": [0.5, 2.0], "top1": [4, 9]}
+    score = {"logprobs": [-0.25, "-inf"], "ranks": [1, 7], "entropies": [0.5, 2.0], "top1": [4, 9], "busy_s": 0.0625}
     apart = {"kl_forward": [0.5, "inf"], "kl_backward": [0.25, 1.0], "hellinger": [0.5, 1.0]}
     score |= {"divergence": apart | {"champion_entropies": [2.0, 3.0]}}
     assert compared["observation"]["scores"] == [score]

@@ -16,15 +16,18 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.errors import RecordError
 from understudy.record import Control, Feedback, scan
+from understudy.record.audit import audit
 from understudy.record.chat import messages_of
+from understudy.record.columns import COLUMNS
 from understudy.record.given import enter, pending, read
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
 from understudy.record.seal import seal
+from understudy.record.sealed import arrow_schema
 from understudy.record.sources import Source
 from understudy.record.sql import query
-from understudy.record.store import RemoteStore
-from understudy.types import State
+from understudy.record.store import RemoteStore, store_at
+from understudy.types import State, Taken
 
 from .builders import accepted, ended, feedback, flush, open_keeper
 
@@ -72,8 +75,39 @@ def test_sql_over_everything(url: Path) -> None:
     assert rows(f"SELECT DISTINCT {text}, rollout, session IS NULL FROM exchanges") == [("stop", "r1", False)]
     figures = "SELECT DISTINCT num_prompt_tokens, num_generated_tokens, ttft_s, end_to_end_s, tags['session'] = session"
     assert rows(f"{figures} FROM exchanges") == [(3, 3, 0.25, 0.5, True)]
+    took = "SELECT DISTINCT kv_peak_bytes, kv_byte_s, device_s, usd, tokens_usd FROM"
+    for view in ("exchanges", "endings WHERE state = 'compared'"):
+        assert rows(f"{took} {view}") == [(4096, 1024.5, 0.375, 0.25, 0.125)]
     with pytest.raises(RecordError, match="nothing_here"):
         query(url, "SELECT * FROM nothing_here")
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "store"])
+def test_segments_that_were_sealed_before_there_were_these_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
+) -> None:
+    url = f"memory://before-{tmp_path.name}" if remote else str(tmp_path)
+    source = Source(tmp_path / "replica-0", store_at(url).inside("replica-0"))
+
+    def live(number: int, taken: Taken) -> None:
+        event = accepted(number)
+        champion = replace(event.exchange.champion, taken=taken)
+        keeper = open_keeper(source.log, store=source.store)
+        keeper.append(replace(event, exchange=replace(event.exchange, champion=champion)))
+        keeper.close()
+        arrow_schema.cache_clear()
+        seal(source, "replica-0", include_newest=True)
+        arrow_schema.cache_clear()
+
+    with monkeypatch.context() as before:
+        for name in ("kv_peak_bytes", "kv_byte_s", "device_s", "usd", "tokens_usd"):
+            before.delitem(COLUMNS, name)
+        live(1, Taken())
+    live(2, Taken(device_s=0.5))
+    for order in ("", " DESC"):
+        asked = f"SELECT exchange_id, device_s FROM exchanges ORDER BY exchange_id{order}"
+        assert sorted(query(url, asked, tmp_path)[1]) == [("ex-1", None), ("ex-2", 0.5)]
+    assert audit(source, "replica-0").findings == []
 
 
 def test_sql_in_an_object_store(tmp_path: Path) -> None:
@@ -126,6 +160,8 @@ def test_export_as_parquet(url: Path, tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert Counter(row["state"] for row in rows) == {"compared": 26, "shed": 14}
     assert {row["champion_end_to_end_s"] for row in rows} == {0.5}
+    assert {(row["champion_kv_peak_bytes"], row["champion_usd"]) for row in rows} == {(4096, 0.25)}
+    assert {(row["state"], row["challenger_device_s"]) for row in rows} == {("compared", 0.375), ("shed", None)}
     assert dict(next(row for row in rows if row["state"] == "compared")["comparison"]) == {"top1": 0.5}
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import CliRunner
 from tests.serving.models import make
 from tests.serving.process import Running, running
 
 from understudy.cli import cli
-from understudy.config import RecordSpec
+from understudy.config import RecordSpec, load
+from understudy.identity import config_digest
 from understudy.record import scan
 from understudy.record.care import erase_now
 from understudy.record.signing import make_key
@@ -47,9 +54,12 @@ def answered(folder: Path, key: str) -> dict[str, str]:
         "challenger": {"model": models["llama"], "lora": models["lora"], "name": "lora", "engine_args": SMALL},
         "record": {"url": str(folder / "data"), "text": "redacted", "signing_key": str(folder / "key.pem")},
         "gates": [{"metric": "missing", "margin": 0.1}],
+        "prices": {"usd_per_device_hour": 3.6},
+        "compare": {"token_prices": {"champ": {"input": 1.0, "output": 10.0}}},
     }
     with running(config, folder) as server:
-        done = ask(server)
+        done = ask(server) | {"long": ask_at_length(server, folder)}
+        promote(server, folder)
         assert server.stop(signal.SIGTERM) == 0
     return done
 
@@ -68,12 +78,43 @@ def ask(server: Running) -> dict[str, str]:
             )
             done[name] = answer.id
     server.settled()
-    server.post("pause")
+    headers = {"x-understudy-actor": "ann"}
+    httpx.post(f"{server.url}/shadow/pause", headers=headers, timeout=60).raise_for_status()
     server.post("resume")
     assert server.post("feedback", request_id=done["open"], label="refund")["known"]
     assert not server.post("feedback", request_id="not yet", value=3.5, name="revenue_usd")["known"]
     assert server.status()["record"]["feedback_waiting"] == 1
     return done
+
+
+def ask_at_length(server: Running, folder: Path) -> str:
+    """An answer that fills many blocks of KV cache; what the engines said meanwhile is left in meter.json."""
+    body = {"model": "champ", "prompt": OPEN, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+    held = []
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=120)
+        while not answer.done():
+            held.append(server.status()["meter"]["models"]["champ"]["memory"]["kv_used_fraction"])
+    status = server.settled()
+    busy_s = {each["name"]: each["steps"]["busy_s"] for each in (status["champion"], *status["challengers"])}
+    (folder / "meter.json").write_text(json.dumps(status["meter"] | {"held": max(held), "busy_s": busy_s}))
+    return str(answer.result().raise_for_status().json()["id"])
+
+
+def promote(server: Running, folder: Path) -> None:
+    """Refused, for nothing is known yet; then all the same, as a command of its own process."""
+    words = ["promote", "lora", "--url", server.url, "--config", str(folder / "config.yaml"), "--by", "bob"]
+    command = [sys.executable, "-m", "understudy.cli", *words, "--out", str(folder / "promoted.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "lora is NOT ENOUGH DATA now" in done.stderr) == (1, True), done
+    assert not (folder / "promoted.yaml").exists()
+    done = subprocess.run([*command, "--despite", "a drill"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "goes on with champ" in done.stdout) == (0, True), done
+    other = {**yaml.safe_load((folder / "config.yaml").read_text()), "placement": "dedicated"}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other))
+    command[command.index("--config") + 1] = str(folder / "other.yaml")
+    done = subprocess.run([*command, "--despite", "a drill"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "runs another configuration" in done.stderr) == (1, True), done
 
 
 @pytest.fixture
@@ -111,10 +152,40 @@ def test_what_must_not_be_written_is_nowhere(url: str, answered: dict[str, str])
         assert view["parameters"]["max_tokens"] == 8
 
 
+def test_each_exchange_says_what_it_took_of_the_device(url: str, answered: dict[str, str], tmp_path: Path) -> None:
+    meter = json.loads((Path(url).parent / "meter.json").read_text())
+    view = next(view for view in scan(url) if view["request_id"] == answered["long"])
+    champion, challenger = view["champion"], view["challengers"]["lora"]["observation"]
+    memory = meter["models"]["champ"]["memory"]
+    blocks = -(-(len(champion["prompt_token_ids"]) + 400 - 1) // memory["kv_block_tokens"])
+    peak = champion["taken"]["kv_peak_bytes"]
+    assert peak == blocks * memory["kv_block_bytes"]
+    assert 0.5 * peak < meter["held"] * memory["kv_reserved_bytes"] < 1.2 * peak  # what vLLM's scheduler said
+    assert challenger["taken"]["kv_peak_bytes"] >= peak  # scored: as long as the champion's
+    for seen, name in ((champion, "champ"), (challenger, "lora")):
+        took = seen["taken"]
+        assert 0.0 < took["device_s"] <= meter["busy_s"][name]
+        assert took["usd"] == pytest.approx(took["device_s"] / 1000)
+        assert took["kv_byte_s"] > 0
+        assert seen["measured"]["busy_s"] <= 1.1 * (seen["measured"]["prefill_s"] + seen["measured"]["decode_s"])
+    assert champion["taken"]["device_s"] > 0.5 * champion["measured"]["decode_s"]  # it was alone
+    assert champion["taken"]["tokens_usd"] == pytest.approx((len(champion["prompt_token_ids"]) + 4000) / 1e6)
+    assert challenger["taken"]["tokens_usd"] is None
+    run = CliRunner().invoke
+    assert "KV cache, at most" in run(cli, ["exchanges", url, "--show", answered["long"]]).output
+    asked = f"SELECT kv_peak_bytes, usd > 0 FROM exchanges WHERE request_id = '{answered['long']}'"
+    assert query(url, asked)[1] == [(peak, True)]
+    assert query(url, "SELECT count(*) FROM endings WHERE device_s > 0 AND usd > 0")[1] == [(3,)]
+    done = run(cli, ["export", url, "--out", str(tmp_path / "out.parquet"), "--format", "parquet"])
+    assert done.exit_code == 0, done.output
+    assert peak in pq.read_table(tmp_path / "out.parquet")["champion_kv_peak_bytes"].to_pylist()
+
+
 def test_it_says_what_was_compared_and_who_did_what(url: str) -> None:
     rows = query(url, "SELECT action, rollout, document FROM controls ORDER BY at_unix_s")[1]
     actions = [action for action, _, _ in rows]
-    assert [action for action in actions if action != "checkpoint"] == ["identity", "start", "pause", "resume", "stop"]
+    said = [action for action in actions if action != "checkpoint"]
+    assert said == ["identity", "start", "pause", "resume", "promote", "stop"]
     assert actions[-1] == "checkpoint"  # one a minute, and one at the end
     (rollout,) = {rollout for _, rollout, _ in rows}
     assert query(url, "SELECT DISTINCT rollout FROM records WHERE kind <> 'feedback'")[1] == [(rollout,)]
@@ -126,6 +197,23 @@ def test_it_says_what_was_compared_and_who_did_what(url: str) -> None:
     assert champion["chat_template"]
     assert detail["gates"][0]["margin"] == 0.1
     assert json.loads(rows[1][2])["detail"]["gates_sha256"] == detail["gates_sha256"]
+    actors = dict(query(url, "SELECT action, actor FROM controls")[1])
+    assert actors["start"] == actors["checkpoint"] == "server"
+    assert actors["pause"] == "ann (unauthenticated, from 127.0.0.1)"
+    assert actors["resume"] == "unnamed (unauthenticated, from 127.0.0.1)"
+    assert actors["promote"] == "bob (unauthenticated, from 127.0.0.1)"
+
+
+def test_a_promotion_stands_in_the_record_and_leads_to_a_configuration(url: str) -> None:
+    document = query(url, "SELECT document FROM controls WHERE action = 'promote'")[1][0][0]
+    entry, folder = json.loads(document)["detail"], Path(url).parent
+    assert (entry["challenger"], entry["champion"], entry["despite"]) == ("lora", "champ", "a drill")
+    assert (entry["verdict"]["verdict"], entry["verdict"]["gates"][0]["metric"]) == ("NOT ENOUGH DATA", "missing")
+    assert entry["identity"]["challenger"]["adapter"]
+    assert entry["config_sha256"] == config_digest(load(folder / "config.yaml"))
+    promoted = load(folder / "promoted.yaml")
+    assert (promoted.champion.name, [each.name for each in promoted.challengers]) == ("lora", ["champ"])
+    assert promoted.champion.lora is not None
 
 
 def test_nobody_touched_it(url: str, key: str, tmp_path: Path) -> None:
@@ -147,7 +235,7 @@ def test_it_can_be_forgotten_and_still_verifies(url: str, key: str, answered: di
     spec = RecordSpec(url=url, signing_key=str(Path(url).parent / "key.pem"))
     said = list(erase_now(spec, [f"user={MAIL}"]))
     assert "replica-0: 2 records erased" in said
-    assert {view["request_id"] for view in scan(url)} == {answered["open"]}
+    assert {view["request_id"] for view in scan(url)} == {answered["open"], answered["long"]}
     assert answered["private"].encode() not in everything(url)
     done = CliRunner().invoke(cli, ["audit", "verify", url, "--public-key", key])
     assert (done.exit_code, "(2 erased)" in done.output) == (0, True), done.output

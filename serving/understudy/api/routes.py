@@ -13,10 +13,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from understudy.errors import RecordError
+from understudy.errors import ConfigError, RecordError, Refused
+from understudy.promotion import Promotion
 from understudy.record import Feedback, parse_feedback
 
 MAX_FEEDBACK_BYTES = 1_000_000
+ACTOR_HEADER, MAX_ACTOR = b"x-understudy-actor", 100
 
 
 class Shadow(Protocol):
@@ -34,11 +36,14 @@ class Shadow(Protocol):
     def waiting(self) -> list[str]:
         """The ids for which there is feedback and no exchange yet."""
 
-    def pause(self) -> None:
-        """Stop shadowing."""
+    def pause(self, actor: str) -> None:
+        """Stop shadowing; by whom."""
 
-    def resume(self, challenger: str | None = None) -> None:
+    def resume(self, challenger: str | None, actor: str) -> None:
         """Go on, and lift the quarantine; of one challenger where one is named. KeyError for an unknown name."""
+
+    async def promote(self, asked: Promotion, actor: str) -> Mapping[str, Any]:
+        """Enter the decision for a challenger. KeyError, Refused, RecordError."""
 
     async def report(self) -> Mapping[str, Any]:
         """What the report is made of."""
@@ -63,17 +68,38 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
             return error(404, f"no exchange is recorded under {wanted!r}: not sampled, or not answered yet")
         return JSONResponse({"request_id": wanted, "exchanges": found})
 
-    async def pause(_: Request) -> Response:
-        shadow.pause()
+    async def pause(request: Request) -> Response:
+        try:
+            shadow.pause(actor_of(request, key))
+        except ConfigError as fault:
+            return error(400, str(fault))
         return JSONResponse(await shadow.status())
 
     async def resume(request: Request) -> Response:
         challenger = request.query_params.get("challenger")
         try:
-            shadow.resume(challenger)
+            shadow.resume(challenger, actor_of(request, key))
+        except ConfigError as fault:
+            return error(400, str(fault))
         except KeyError:
             return error(404, f"challenger: no challenger is called {challenger!r}")
         return JSONResponse(await shadow.status())
+
+    async def promote(request: Request) -> Response:
+        body = await read_json(request)
+        if isinstance(body, Response):
+            return body
+        try:
+            asked, actor = Promotion.read(body), actor_of(request, key)
+            return JSONResponse({"promoted": asked.challenger, "entry": await shadow.promote(asked, actor)})
+        except ConfigError as fault:
+            return error(400, str(fault))
+        except KeyError:
+            return error(404, f"challenger: no challenger is called {body['challenger']!r}")
+        except Refused as fault:
+            return error(409, str(fault))
+        except RecordError as fault:
+            return error(503, f"nothing is promoted without its entry in the record: {fault}")
 
     async def feedback(request: Request) -> Response:
         body = await read_json(request)
@@ -98,6 +124,7 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         Route("/shadow/exchanges/{request_id:path}", guarded(exchanges, key)),
         Route("/shadow/pause", guarded(pause, key), methods=["POST"]),
         Route("/shadow/resume", guarded(resume, key), methods=["POST"]),
+        Route("/shadow/promote", guarded(promote, key), methods=["POST"]),
         Route("/shadow/feedback", guarded(feedback, key), methods=["POST"]),
         Route("/shadow/feedback", guarded(waiting, key)),
         Route("/shadow/report", guarded(report, key)),
@@ -118,6 +145,24 @@ def guarded(handler: Handler, key: str | None) -> Handler:
         return await handler(request)
 
     return checked
+
+
+def actor_of(request: Request, key: str | None) -> str:
+    """Who asks, for the entry: the name that the client gives itself, how it was let in, and its address.
+
+    Raises:
+        ConfigError: the header is too long, or not to be printed.
+    """
+    given = next((value for name, value in request.headers.raw if name == ACTOR_HEADER), b"")
+    try:
+        name = given.decode().strip()
+    except UnicodeDecodeError:
+        name = given.decode("latin-1").strip()
+    if len(name) > MAX_ACTOR or not name.isprintable():
+        rule = f"must be a name of at most {MAX_ACTOR} printable characters"
+        raise ConfigError(f"{ACTOR_HEADER.decode()}: {name[:MAX_ACTOR]!r} ({len(name)} characters) {rule}")
+    peer = "an unknown address" if request.client is None else request.client.host
+    return f"{name or 'unnamed'} ({'unauthenticated' if key is None else 'shadow key'}, from {peer})"
 
 
 async def read_json(request: Request) -> dict[str, Any] | Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,13 @@ from understudy.record.chat import messages_of
 
 MAX_PROMPT_CHARACTERS = 4_000
 MAX_CHANGES = 20
+TAKEN: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "kv_peak_bytes": ("KV cache, at most", lambda value: f"{value / 2**20:.4g} MiB"),
+    "kv_byte_s": ("KV cache x time", lambda value: f"{value / 2**20:.4g} MiB s"),
+    "device_s": ("device time", lambda value: f"{value * 1e3:.4g} ms"),
+    "usd": ("its price", lambda value: f"{value:.3g} USD"),
+    "tokens_usd": ("price of the tokens", lambda value: f"{value:.3g} USD"),
+}
 NO_ANSWER: Mapping[str, Any] = {"text": "", "finish_reason": None, "token_ids": ()}
 
 
@@ -82,6 +89,7 @@ def _beside(row: Row, decode: Decode | None) -> Iterator[RenderableType]:
             yield from _structure(theirs, mine)
     else:
         yield _answers(champion[0] if champion else None, None)
+    yield from _taken(row.view["champion"], end.get("observation") or {})
     surprised = surprises(row, decode)
     if surprised is not None:
         yield surprised
@@ -110,6 +118,17 @@ def _ending(answer: Mapping[str, Any] | None) -> str:
 
 def _num_tokens(answer: Mapping[str, Any]) -> int:
     return int(answer.get("num_tokens") or len(answer["token_ids"]))
+
+
+def _taken(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What each took of its device, where that is recorded."""
+    table = Table("took", "champion", "challenger", box=box.SIMPLE, padding=(0, 1))
+    for name, (title, words) in TAKEN.items():
+        values = [(seen.get("taken") or {}).get(name) for seen in (theirs, mine)]
+        if any(value is not None for value in values):
+            table.add_row(title, *("-" if value is None else words(value) for value in values))
+    if table.row_count:
+        yield table
 
 
 def _structure(theirs: Mapping[str, Any] | None, mine: Mapping[str, Any] | None) -> Iterator[RenderableType]:

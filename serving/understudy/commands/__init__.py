@@ -15,6 +15,7 @@ COMMANDS = {
     "exchanges": "understudy.commands.exchanges",
     "export": "understudy.commands.export",
     "feedback": "understudy.commands.feedback",
+    "promote": "understudy.commands.promote",
     "replay": "understudy.commands.replay",
     "report": "understudy.commands.report",
     "serve": "understudy.commands.serve",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
+import socket
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +15,26 @@ import click
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])(?:\s+ago)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def by(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--by NAME``: who does it, for the record; who says nothing is the user of this machine."""
+    return click.option("--by", default=this_user, help="Who does this, for the record.  [default: USER@HOST]")(command)
+
+
+def this_user() -> str:
+    """``user@host``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def headers(key: str | None, by: str) -> dict[bytes, bytes]:
+    """Of a request to /shadow."""
+    let_in = {} if key is None else {b"authorization": f"Bearer {key}".encode()}
+    return let_in | {b"x-understudy-actor": by.encode()}
 
 
 def unix_s(_context: Any, parameter: Any, given: str | None) -> float | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from understudy.commands import options
+
 
 @click.group()
 def command() -> None:
@@ -16,30 +18,30 @@ def command() -> None:
 def _of_a_server(function: Callable[..., None]) -> Callable[..., None]:
     url = click.argument("url", default="http://127.0.0.1:8000")
     key = click.option("--key", envvar="UNDERSTUDY_SHADOW_KEY", help="The key of /shadow, where the server has one.")
-    return url(key(function))
+    return url(key(options.by(function)))
 
 
 @command.command()
 @_of_a_server
-def pause(url: str, key: str | None) -> None:
+def pause(url: str, key: str | None, by: str) -> None:
     """Stop everything of the shadow at once: the kill switch."""
-    _show(_post(url, "pause", key))
+    _show(_post(url, "pause", key, by))
 
 
 @command.command()
 @_of_a_server
 @click.option("--challenger", help="Only lift this challenger's quarantine; a pause goes on.")
-def resume(url: str, key: str | None, challenger: str | None) -> None:
+def resume(url: str, key: str | None, by: str, challenger: str | None) -> None:
     """Shadow again, and lift the quarantine. Who was in it comes back when the replica starts the next time."""
-    _show(_post(url, "resume", key, challenger))
+    _show(_post(url, "resume", key, by, challenger))
 
 
-def _post(url: str, action: str, key: str | None, challenger: str | None = None) -> dict[str, Any]:
+def _post(url: str, action: str, key: str | None, by: str, challenger: str | None = None) -> dict[str, Any]:
     import httpx
 
     from understudy.errors import UnderstudyError
 
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    headers = options.headers(key, by)
     parameters = {} if challenger is None else {"challenger": challenger}
     try:
         answer = httpx.post(f"{url}/shadow/{action}", params=parameters, headers=headers, timeout=60)

@@ -29,8 +29,13 @@ def compare(pair: Pair) -> Mapping[str, float]:
 
 
 def _cost(role: str, seen: Observation, prices: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    usd = tokens_usd(seen, prices)
+    return {} if usd is None else {f"{role}_cost_usd": usd}
+
+
+def tokens_usd(seen: Observation, prices: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The price of its prompt and its answers by the token; None for a model without prices."""
     if seen.model not in prices:
-        return {}
+        return None
     price = prices[seen.model]
-    tokens_usd = len(seen.prompt_token_ids) * price["input"] + seen.num_generated_tokens * price["output"]
-    return {f"{role}_cost_usd": tokens_usd / 1e6}
+    return (len(seen.prompt_token_ids) * price["input"] + seen.num_generated_tokens * price["output"]) / 1e6

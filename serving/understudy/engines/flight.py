@@ -215,6 +215,10 @@ class Flight:
             guaranteed=int(at[GUARANTEED]),
         )
 
+    def busy_s(self, core: int) -> float:
+        """Only that, and exactly: asked for at every step."""
+        return self._at[HEADER + CORE * core + BUSY_S]
+
     def describe(self, core: int) -> dict[str, Any]:
         """The same as JSON."""
         return asdict(self.steps(core))

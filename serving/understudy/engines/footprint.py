@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 _owners: dict[int, str] = {}
 """Address of a storage -> the first model of this process that was seen to hold it."""
@@ -20,12 +21,29 @@ def footprint(core: Any, name: str) -> dict[str, int | None]:
     """Bytes by kind, summed over the workers of ``core`` (vLLM's EngineCore). None: not known here.
 
     Returns:
-        weights_bytes, shared_weights_bytes, adapter_bytes, kv_reserved_bytes, and on CUDA peak_activation_bytes (vLLM's
-        own profile, where it made one).
+        weights_bytes, shared_weights_bytes, adapter_bytes, kv_reserved_bytes, kv_block_tokens (no bytes, of course),
+        kv_block_bytes, and on CUDA peak_activation_bytes (vLLM's own profile, where it made one).
     """
     ranks = core.model_executor.collective_rpc(worker_footprint, args=(name,))
     kinds = {kind for rank in ranks for kind in rank}
-    return {kind: _sum(rank.get(kind) for rank in ranks) for kind in sorted(kinds)}
+    found = {kind: _sum(rank.get(kind) for rank in ranks) for kind in sorted(kinds)}
+    return found | kv_block(core.scheduler.kv_cache_config, found["kv_reserved_bytes"])
+
+
+def kv_block(config: Any, reserved_bytes: int | None) -> dict[str, int | None]:
+    """Tokens and bytes (over all workers) of one block, from vLLM's KVCacheConfig.
+
+    None for both where a request holds other blocks than one for so many tokens: several kinds of cache, a window, a
+    state.
+    """
+    groups = config.kv_cache_groups
+    simple = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
+    if not simple or not config.num_blocks or reserved_bytes is None:
+        return {"kv_block_tokens": None, "kv_block_bytes": None}
+    return {
+        "kv_block_tokens": groups[0].kv_cache_spec.block_size,
+        "kv_block_bytes": reserved_bytes // config.num_blocks,
+    }
 
 
 def worker_footprint(worker: Any, name: str) -> dict[str, int | None]:

@@ -42,7 +42,7 @@ from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
 from understudy.errors import ConfigError, EngineDead, EngineError, OutOfMemory, Unsupported
 from understudy.meter.gaps import Gaps
-from understudy.meter.traffic import Kind, Traffic
+from understudy.meter.traffic import Kind, Traffic, share_of
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
 
 Result = TypeVar("Result")
@@ -98,6 +98,7 @@ async def connect_champion(
     """
     await process.ready(spec.name)
     llm = connect(spec, traffic)
+    traffic.watch(partial(process.flight.busy_s, process.index(spec.name)))
 
     def died(_why: str) -> None:
         dead.set()
@@ -121,6 +122,7 @@ async def connect_challenger(
     """
     load_s = await process.ready(spec.name)
     traffic = Traffic()
+    traffic.watch(partial(process.flight.busy_s, process.index(spec.name)))
     with own_registry() as metrics:
         llm = connect(spec, traffic)
     steps = partial(process.steps, spec.name)
@@ -226,14 +228,16 @@ class VllmEngine:
     async def generate(self, request: ShadowRequest) -> Observation:
         """Its own answer. Only the finished one leaves the engine process; the engine says when its tokens came."""
         started_s = time.monotonic()  # the scoring pass before it is not part of its answer
-        mark = self.traffic.mark
+        mark, each_s = self.traffic.mark, self.traffic.each_s
         drafts = request.champion_token_ids if self.speculative else ()
         parameters = speculate.with_draft(request.parameters, drafts)
         final = await self._run(request.prompt_token_ids, parameters)
         outputs = sorted(final.outputs, key=lambda output: output.index)
         answers = tuple(to_answer([output]) for output in outputs)
         timings = Timings(started_s, first_token_s(final), time.monotonic())
-        observation = request.observation(answers, timings, measured(final, self.traffic.batch_since(mark)))
+        took = measured(final, self.traffic.batch_since(mark))
+        took = with_share(took, self.traffic.each_s - each_s, answers)
+        observation = request.observation(answers, timings, took)
         # Off the loop that serves the champion: some microseconds a token.
         return replace(observation, draft=await asyncio.to_thread(speculate.counts, outputs, parameters))
 
@@ -254,6 +258,12 @@ class VllmEngine:
         self, prompt: tuple[int, ...], answer: tuple[int, ...], *, keep: str = "", against: str = ""
     ) -> Score:
         """What it makes of ``answer`` after ``prompt``, as far as its context reaches."""
+        each_s = self.traffic.each_s
+        score = await self._read(prompt, answer, keep=keep, against=against)
+        busy_s = self.traffic.each_s - each_s
+        return replace(score, busy_s=busy_s) if busy_s > 0.0 else score
+
+    async def _read(self, prompt: tuple[int, ...], answer: tuple[int, ...], *, keep: str, against: str) -> Score:
         targets = scoring.scorable(prompt, answer, self._max_model_len)
         if not targets:
             return scoring.NOT_SCORED
@@ -405,6 +415,12 @@ def measured(output: RequestOutput, batch_size: float | None, gaps: Gaps = ()) -
         batch_size=batch_size,
         gaps=gaps,
     )
+
+
+def with_share(took: Measured, each_s: float, answers: Sequence[Answer]) -> Measured:
+    """``took`` with its share of the engine's busy seconds; ``each_s``: by how much Traffic.each_s rose meanwhile."""
+    waited_s, served_s = took.queue_s or 0.0, (took.prefill_s or 0.0) + (took.decode_s or 0.0)
+    return replace(took, busy_s=share_of(each_s, waited_s, served_s, [len(each.token_ids) for each in answers]))
 
 
 def first_token_s(output: RequestOutput) -> float | None:

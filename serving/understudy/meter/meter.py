@@ -150,6 +150,11 @@ class Meter:
             (group.attribution.models[name] for group in self._groups if name in group.attribution.models), Share()
         )
 
+    def num_devices(self, name: str) -> int:
+        """That each step of a model takes."""
+        groups = (group for group in self._groups if any(engine.name == name for engine in group.engines))
+        return next((group.num_devices for group in groups), 1)
+
     def usd(self, name: str) -> float | None:
         """Its price."""
         return usd(self.share(name), self._prices)

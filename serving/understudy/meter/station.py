@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from prometheus_client.registry import Collector
@@ -24,10 +25,14 @@ from understudy.meter.nvml import NvmlSource
 from understudy.meter.publish import ExchangeMetrics, publish_meter, publish_status
 from understudy.meter.reading import Source
 from understudy.meter.sampler import Sampler
+from understudy.meter.taken import Scale
 from understudy.meter.traces import exporting
-from understudy.types import Ending, Exchange
+from understudy.types import Ending, Exchange, Observation
 
 log = logging.getLogger(__name__)
+
+
+Weighed = Callable[[Observation, str], Observation]
 
 
 class Engine(Metered, Protocol):
@@ -56,6 +61,7 @@ class Station:
         endpoint, full = config.traces.endpoint, config.record.text == "full"
         self._traces = None if endpoint is None else exporting(endpoint, full=full)
         self._facts: Callable[[], Mapping[str, Any]] = dict
+        self._prices, self._token_prices = config.prices, config.compare.token_prices
         source, groups = watched(engines)
         self.meter = Meter(groups, Sampler(source), config.prices, self.caps, guard, clock)
         self.meter.after_tick = self._publish
@@ -78,7 +84,18 @@ class Station:
         more: list[Witnesses] = [ExchangeMetrics(self._metrics)]
         if self._traces is not None:
             more.append(self._traces)
-        return Heard(others, more, self._guard)
+        return Heard(others, more, self._guard, self.weighed)
+
+    def weighed(self, seen: Observation, name: str) -> Observation:
+        """An observation of the model of this name with what it took; one of a model elsewhere as it is (a replay)."""
+        return replace(seen, taken=self._scale(name).weigh(seen)) if name in self.meter.memory else seen
+
+    def _scale(self, name: str) -> Scale:
+        memory, token_prices = self.meter.memory.get(name, {}), self._token_prices
+        num_devices = self.meter.num_devices(name)
+        return Scale(
+            self._prices, token_prices, num_devices, memory.get("kv_block_tokens"), memory.get("kv_block_bytes")
+        )
 
     def _publish(self) -> None:
         publish_meter(self.meter, self._metrics)
@@ -86,15 +103,21 @@ class Station:
 
 
 class Heard:
-    """Lane witnesses in a row: the record keeper, whose faults are the lane's business, and then the others."""
+    """Lane witnesses in a row: the record keeper, whose faults are the lane's business, and then the others.
 
-    def __init__(self, first: Witnesses, others: Sequence[Witnesses], guard: Guard) -> None:
+    Each hears of observations with what they took; of one that cannot be weighed, without.
+    """
+
+    def __init__(self, first: Witnesses, others: Sequence[Witnesses], guard: Guard, weighed: Weighed) -> None:
         self._first = first
         self._others = others
         self._guard = guard
+        self._weighed = weighed
 
     def accepted(self, exchange: Exchange, challengers: Sequence[str], offered: Mapping[str, int]) -> None:
         """See lane.Witnesses."""
+        with self._guard("meter"):
+            exchange = replace(exchange, champion=self._weighed(exchange.champion, exchange.champion.model))
         self._first.accepted(exchange, challengers, offered)
         for other in self._others:
             with self._guard("metrics"):
@@ -102,6 +125,9 @@ class Heard:
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """See lane.Witnesses."""
+        with self._guard("meter"):
+            if ending.challenger is not None:
+                ending = replace(ending, challenger=self._weighed(ending.challenger, challenger))
         self._first.ended(exchange, challenger, ending)
         for other in self._others:
             with self._guard("metrics"):

@@ -6,7 +6,7 @@ in the event loop for every step of the engine: a dozen additions (0.3 us a step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -37,6 +37,10 @@ class Finished:
     decode_s: float = 0.0
 
 
+def _never_busy() -> float:
+    return 0.0
+
+
 def _kinds() -> dict[Kind, Finished]:
     return {kind: Finished() for kind in Kind}
 
@@ -52,6 +56,9 @@ class Traffic:
         waiting: requests waiting at the last step.
         kv_used_fraction: of the KV cache's blocks, at the last step.
         finished: sums over finished requests, by kind.
+        busy_s: asks for the seconds in which the engine was stepped so far.
+        each_s: what every request that was there all the time has had of them: each step's, split evenly over the
+            requests in it. Over all requests the rises from coming to going add up to busy_s.
     """
 
     steps: int = 0
@@ -60,6 +67,9 @@ class Traffic:
     waiting: int = 0
     kv_used_fraction: float = 0.0
     finished: Mapping[Kind, Finished] = field(default_factory=_kinds)
+    busy_s: Callable[[], float] = _never_busy
+    each_s: float = 0.0
+    _told_s: float = 0.0
 
     @property
     def mark(self) -> tuple[int, int]:
@@ -71,6 +81,10 @@ class Traffic:
         steps = self.steps - mark[0]
         return (self.running_steps - mark[1]) / steps if steps else None
 
+    def watch(self, busy_s: Callable[[], float]) -> None:
+        """Count busy seconds from now on: what the engine did while it was loaded is nobody's."""
+        self.busy_s, self._told_s = busy_s, busy_s()
+
     # vLLM's stat logger
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, **_more: Any) -> None:
@@ -79,7 +93,9 @@ class Traffic:
         if scheduler_stats is not None:
             self.steps += 1
             self.running = scheduler_stats.num_running_reqs
-            self.running_steps += self.running + len(finished)  # these ran in this step too
+            running = self.running + len(finished)  # these ran in this step too
+            self.running_steps += running
+            self._split(running)
             self.waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
             self.kv_used_fraction = scheduler_stats.kv_cache_usage
         for one in finished:
@@ -92,8 +108,28 @@ class Traffic:
             sums.prefill_s += one.prefill_time
             sums.decode_s += one.decode_time
 
+    def _split(self, running: int) -> None:
+        before_s, self._told_s = self._told_s, self.busy_s()
+        if running:  # else all of it was aborted
+            self.each_s += (self._told_s - before_s) / running
+
     def log(self) -> None:
         """Nothing is printed."""
 
     def log_engine_initialized(self) -> None:
         """Nothing is printed."""
+
+
+def share_of(each_s: float, waited_s: float, served_s: float, num_tokens: Sequence[int]) -> float | None:
+    """A request's share of its engine's busy seconds; None where the engine did not say how long it served it.
+
+    Args:
+        each_s: by how much ``Traffic.each_s`` rose from its coming to its end.
+        waited_s: of that time, in the engine's queue: the steps meanwhile were others'.
+        served_s: of that time, from the first step to the last token.
+        num_tokens: of each of its answers, which are as many requests to the engine; the longest was there to the end.
+    """
+    longest = max(num_tokens, default=0)
+    if each_s <= 0.0 or served_s <= 0.0 or not longest:
+        return None
+    return each_s * served_s / (waited_s + served_s) * sum(num_tokens) / longest

@@ -164,7 +164,7 @@ class _Auditor:
         if document is None or sha256(document).digest() != row["sha"]:
             return  # erased, or a finding already
         made = row_or_damaged(document)
-        wrong = [name for name in ("kind", *_FROM_DOCUMENT) if repr(row[name]) != repr(made.get(name))]
+        wrong = [name for name in ("kind", *_FROM_DOCUMENT) if repr(row.get(name)) != repr(made.get(name))]
         if wrong:
             self._find(f"{where}: record {row['n']}: columns that are not the document's: {', '.join(wrong)}")
 

@@ -22,7 +22,7 @@ from understudy.record.lock import FolderLock
 from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording, secret_in
 from understudy.record.scanning import sources_at
-from understudy.record.schema import Control, Ended
+from understudy.record.schema import SERVER, Control, Ended
 from understudy.record.seal import seal, sealing
 from understudy.record.sources import Source
 from understudy.record.store import LocalStore, Store, store_at
@@ -35,8 +35,8 @@ ORPHANED = Ending(State.EXPIRED, None, "orphaned")
 class Enter(Protocol):
     """Puts a control record into the writer's log; it is durable, and the log's file complete, when this returns."""
 
-    def __call__(self, action: str, detail: Mapping[str, Any], /) -> None:
-        """Raises RecordError where it cannot be done: then nothing may be removed."""
+    def __call__(self, action: str, detail: Mapping[str, Any], actor: str | None = SERVER, /) -> None:
+        """``actor``: by whom. Raises RecordError where it cannot be done: then nothing may be removed."""
 
 
 def root_of(recording: Recording) -> Store:
@@ -83,7 +83,7 @@ def _enter_erasure(
     noted = replace(meant, looked_unix_s=0.0, entered_ns=entered)
     erase.note_served(one, recording.store, noted)
     if found.places and (entered is None or not entered.issuperset(found.ns)):
-        enter("erase", {"request": one.id, "tag": one.tag, "records": found.ns})
+        enter("erase", {"request": one.id, "tag": one.tag, "records": found.ns}, one.by)
         erase.note_served(one, recording.store, replace(noted, entered_ns=frozenset(found.ns)))
     return meant, found
 
@@ -121,7 +121,7 @@ def adopted(recording: Recording) -> Iterator[Enter]:
     try:
         for left in keeper.recovery.unfinished:
             keeper.append(Ended(left.exchange_id, left.challenger, ORPHANED, time.time()))
-        yield lambda action, detail: keeper.enter(Control(action, time.time(), detail))
+        yield lambda action, detail, actor=SERVER: keeper.enter(Control(action, time.time(), detail, actor=actor))
     finally:
         keeper.close()
 
@@ -189,8 +189,10 @@ def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
     )
 
 
-def erase_now(spec: RecordSpec, tags: Sequence[str]) -> Iterator[str]:
+def erase_now(spec: RecordSpec, tags: Sequence[str], by: str | None = None) -> Iterator[str]:
     """Request that everything with these tags (name=value) be erased, and do it where no server writes. Words.
+
+    ``by``: who wants it, for the entries.
 
     Raises:
         RecordError: there is no record, or a tag is none.
@@ -199,7 +201,7 @@ def erase_now(spec: RecordSpec, tags: Sequence[str]) -> Iterator[str]:
     names = [source.log.name for source in sources_at(spec.url, spec.folder)]
     privacy = Privacy(secret=secret_in(spec.folder))
     for name, value in named:
-        erase.request(root_of(Recording.of(spec, "")), name, value, privacy)
+        erase.request(root_of(Recording.of(spec, "")), name, value, privacy, by)
     for writer in names:
         recording = replace(Recording.of(spec, writer), privacy=privacy)
         try:

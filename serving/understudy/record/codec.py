@@ -46,6 +46,7 @@ from understudy.types import (
     RequestFacts,
     Score,
     State,
+    Taken,
     Timings,
 )
 
@@ -192,7 +193,7 @@ def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, 
                 "name": name,
                 "at_unix_s": at_unix_s,
             }
-        case Control(action, at_unix_s, detail, offered, num_lost):
+        case Control(action, at_unix_s, detail, offered, num_lost, actor):
             return {
                 "v": VERSION,
                 "kind": "control",
@@ -201,6 +202,7 @@ def to_json(event: Event, describe_parameters: DescribeParameters) -> dict[str, 
                 "detail": dict(detail),
                 "offered": dict(offered),
                 "num_lost": num_lost,
+                "actor": actor,
             }
 
 
@@ -234,6 +236,7 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         rendered=seen["rendered"],
         draft=None if seen.get("draft") is None else DraftCounts(**seen["draft"]),
         measured=_measured(seen.get("measured") or {}),
+        taken=Taken(**(seen.get("taken") or {})),
     )
 
 
@@ -244,6 +247,7 @@ def _measured(seen: Mapping[str, Any]) -> Measured:
         decode_s=seen.get("decode_s"),
         cached_prompt_tokens=seen.get("cached_prompt_tokens"),
         batch_size=seen.get("batch_size"),
+        busy_s=seen.get("busy_s"),
         gaps=tuple((bucket, count) for bucket, count in seen.get("gaps", ())),
     )
 
@@ -252,7 +256,7 @@ def _score(read: Mapping[str, Any]) -> Score:
     ranks, entropies, top1 = tuple(read["ranks"]), _floats(read.get("entropies", [])), tuple(read.get("top1", ()))
     apart = read.get("divergence")
     divergence = None if apart is None else Divergence(**{name: _floats(values) for name, values in apart.items()})
-    return Score(_floats(read["logprobs"]), ranks, entropies, top1, divergence)
+    return Score(_floats(read["logprobs"]), ranks, entropies, top1, divergence, read.get("busy_s"))
 
 
 def _accepted(document: Mapping[str, Any]) -> Accepted:
@@ -305,7 +309,8 @@ def _feedback(document: Mapping[str, Any]) -> Feedback:
 
 def _control(document: Mapping[str, Any]) -> Control:
     detail, offered = document.get("detail", {}), document.get("offered", {})
-    return Control(document["action"], document["at_unix_s"], dict(detail), dict(offered), document.get("num_lost", 0))
+    num_lost, actor = document.get("num_lost", 0), document.get("actor")
+    return Control(document["action"], document["at_unix_s"], dict(detail), dict(offered), num_lost, actor)
 
 
 _EVENTS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
@@ -317,7 +322,7 @@ _EVENTS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
 
 
 def _observation_to_json(seen: Observation) -> dict[str, Any]:
-    timings, measured = seen.timings, seen.measured
+    timings, measured, taken = seen.timings, seen.measured, seen.taken
     return {
         "model": seen.model,
         "outcome": seen.outcome.value,
@@ -344,6 +349,7 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
                 "ranks": score.ranks,
                 "entropies": _numbers(score.entropies),
                 "top1": score.top1,
+                "busy_s": score.busy_s,
             }
             | ({} if score.divergence is None else {"divergence": _divergence_to_json(score.divergence)})
             for score in seen.scores
@@ -354,7 +360,15 @@ def _observation_to_json(seen: Observation) -> dict[str, Any]:
             "decode_s": measured.decode_s,
             "cached_prompt_tokens": measured.cached_prompt_tokens,
             "batch_size": measured.batch_size,
+            "busy_s": measured.busy_s,
             "gaps": measured.gaps,
+        },
+        "taken": {
+            "kv_peak_bytes": taken.kv_peak_bytes,
+            "kv_byte_s": taken.kv_byte_s,
+            "device_s": taken.device_s,
+            "usd": taken.usd,
+            "tokens_usd": taken.tokens_usd,
         },
         "draft": None if seen.draft is None else asdict(seen.draft),
     }

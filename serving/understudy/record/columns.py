@@ -44,6 +44,7 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "name": ("string", "of feedback: what value is"),
     "action": ("string", "of control"),
     "num_lost": ("int64", "of control: records that could not be written before it"),
+    "actor": ("string", "of control: by whom"),
     "model": ("string", "whose observation it is: the champion's in accepted, the challenger's in ended"),
     "outcome": ("string", "finished, cancelled or failed"),
     "rendered": ("string", "token_ids or own_template"),
@@ -53,6 +54,11 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "num_generated_tokens": ("int32", "over all answers"),
     "ttft_s": ("double", "time to first token"),
     "end_to_end_s": ("double", "from arrival to the last token"),
+    "kv_peak_bytes": ("int64", "KV cache that it held at most"),
+    "kv_byte_s": ("double", "byte-seconds of KV cache"),
+    "device_s": ("double", "its share of the device's seconds"),
+    "usd": ("double", "their price"),
+    "tokens_usd": ("double", "the price of its tokens"),
     "comparison": ("map<string,double>", "numbers by name"),
     "document": ("string", "the record as it was written, JSON; null where it was erased"),
 }
@@ -74,6 +80,14 @@ class _Answer(msgspec.Struct):
     num_tokens: _Int32 | None = None  # where the ids were left out for privacy
 
 
+class _Taken(msgspec.Struct):
+    kv_peak_bytes: _Int64 | None = None
+    kv_byte_s: float | None = None
+    device_s: float | None = None
+    usd: float | None = None
+    tokens_usd: float | None = None
+
+
 class _Seen(msgspec.Struct):
     model: str | None = None
     outcome: str | None = None
@@ -82,6 +96,7 @@ class _Seen(msgspec.Struct):
     num_prompt_tokens: _Int32 | None = None
     timings: _Timings = msgspec.field(default_factory=_Timings)
     answers: list[_Answer] = msgspec.field(default_factory=list)
+    taken: _Taken = msgspec.field(default_factory=_Taken)
 
 
 class _Record(msgspec.Struct):
@@ -106,6 +121,7 @@ class _Record(msgspec.Struct):
     name: str | None = None
     action: str | None = None
     num_lost: _Int64 | None = None
+    actor: str | None = None
     champion: _Seen | None = None
     observation: _Seen | None = None
     comparison: dict[str, float | str] | None = None
@@ -115,6 +131,7 @@ _DECODER = msgspec.json.Decoder(_Record)
 _COPIED = (
     "kind", "v", "exchange_id", "request_id", "client_request_id", "endpoint", "tags", "challengers", "offered",
     "challenger", "state", "reason", "id", "label", "value", "name", "action", "num_lost",
+    "actor",
 )  # fmt: skip
 
 
@@ -175,4 +192,4 @@ def _of_observation(seen: _Seen) -> dict[str, Any]:
         "num_generated_tokens": generated,
         "ttft_s": None if first is None else first - seen.timings.arrived_s,
         "end_to_end_s": seen.timings.finished_s - seen.timings.arrived_s,
-    }
+    } | msgspec.structs.asdict(seen.taken)

@@ -1,6 +1,6 @@
 """Erasing what belongs to a user or a session: the records become tombstones, and the chain still holds.
 
-    ROOT/erasures/3f1c....json             {"tag": "user", "hmac": "...", "requested_unix_s": ...}
+    ROOT/erasures/3f1c....json             {"tag": "user", "hmac": "...", "requested_unix_s": ..., "by": ...}
     WRITER's store/erasures/3f1c....json   {"exchange_ids": [...], "id_hmacs": [...], "looked_unix_s": ...}
 
 The request names the value by the record's own keyed hash, so that it does not itself hold what is to be forgotten.
@@ -43,11 +43,13 @@ class Erasure:
     tag: str
     hmac: str
     requested_unix_s: float
+    by: str | None = None
+    """Who asked for it; None in requests from before that was noted."""
 
 
-def request(root: Store, tag: str, value: str, privacy: Privacy) -> Erasure:
+def request(root: Store, tag: str, value: str, privacy: Privacy, by: str | None = None) -> Erasure:
     """Ask every writer of the record to forget. Raises OSError."""
-    erasure = Erasure(uuid.uuid4().hex, tag, privacy.pseudonym(value), time.time())
+    erasure = Erasure(uuid.uuid4().hex, tag, privacy.pseudonym(value), time.time(), by)
     root.write(f"{FOLDER}/{erasure.id}.json", json.dumps(asdict(erasure)).encode())
     return erasure
 

@@ -1,7 +1,7 @@
 """``understudy export``: what others can work with.
 
     chat          JSONL; one line an exchange: {"messages": [..., the champion's answer], "metadata": {...}}
-    parquet       one row for each exchange and challenger, with texts, states, timings, comparison and label
+    parquet       one row for each exchange and challenger: texts, states, timings, what was taken, comparison, label
     label-studio  a JSON list of tasks: prompt and two answers, in an order that a hash of the id decides, so that who
                   labels does not know which is whose; ``meta.a`` and ``meta.b`` say it
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from understudy.errors import RecordError
 from understudy.record.chat import chat_of, label_of, messages_of, text_of
 from understudy.record.codec import without_surrogates
 from understudy.record.store import open_private
-from understudy.types import State
+from understudy.types import State, Taken
 
 View = Mapping[str, Any]
+TAKEN = tuple(each.name for each in fields(Taken))
 
 
 @dataclass
@@ -83,6 +84,7 @@ def _parquet(views: Iterable[View], target: Path, challenger: str | None, counte
         [(name, pa.string()) for name in ("exchange_id", "request_id", "session", "tags", "messages", "champion",
                                           "champion_text", "challenger", "challenger_text", "state", "reason", "label")]
         + [(name, pa.float64()) for name in ("arrived_unix_s", "champion_end_to_end_s", "challenger_end_to_end_s")]
+        + [(f"{role}_{name}", pa.float64()) for role in ("champion", "challenger") for name in TAKEN]
         + [("comparison", pa.map_(pa.string(), pa.float64()))]
     )  # fmt: skip
     batch: list[dict[str, Any]] = []
@@ -98,26 +100,34 @@ def _parquet(views: Iterable[View], target: Path, challenger: str | None, counte
 
 def _rows(view: View, challenger: str | None) -> Iterator[dict[str, Any]]:
     champion = view["champion"]
-    shared = _ids(view) | {
-        "session": view["tags"].get("session"),
-        "tags": json.dumps(view["tags"]),
-        "messages": json.dumps(messages_of(view), ensure_ascii=False),
-        "champion": champion["model"],
-        "champion_text": text_of(champion),
-        "label": label_of(view),
-        "arrived_unix_s": view["arrived_unix_s"],
-        "champion_end_to_end_s": _seconds(champion),
-    }
+    shared = (
+        _ids(view)
+        | {
+            "session": view["tags"].get("session"),
+            "tags": json.dumps(view["tags"]),
+            "messages": json.dumps(messages_of(view), ensure_ascii=False),
+            "champion": champion["model"],
+            "champion_text": text_of(champion),
+            "label": label_of(view),
+            "arrived_unix_s": view["arrived_unix_s"],
+            "champion_end_to_end_s": _seconds(champion),
+        }
+        | _taken("champion", champion)
+    )
     for name, end in _ends(view, challenger):
         numbers = {key: float(value) for key, value in (end["comparison"] or {}).items()}
-        yield shared | {
-            "challenger": name,
-            "challenger_text": text_of(end["observation"]),
-            "state": end["state"],
-            "reason": end["reason"],
-            "challenger_end_to_end_s": None if end["observation"] is None else _seconds(end["observation"]),
-            "comparison": numbers,
-        }
+        yield (
+            shared
+            | {
+                "challenger": name,
+                "challenger_text": text_of(end["observation"]),
+                "state": end["state"],
+                "reason": end["reason"],
+                "challenger_end_to_end_s": None if end["observation"] is None else _seconds(end["observation"]),
+                "comparison": numbers,
+            }
+            | _taken("challenger", end["observation"] or {})
+        )
 
 
 def _with_text(views: Iterable[View], counted: Exported) -> Iterator[tuple[View, list[dict[str, Any]], str]]:
@@ -141,6 +151,11 @@ def _ids(view: View) -> dict[str, Any]:
 
 def _seconds(seen: Mapping[str, Any]) -> float:
     return float(seen["timings"]["finished_s"] - seen["timings"]["arrived_s"])
+
+
+def _taken(role: str, seen: Mapping[str, Any]) -> dict[str, float | None]:
+    taken = seen.get("taken") or {}
+    return {f"{role}_{name}": taken.get(name) for name in TAKEN}
 
 
 def _flat(content: Any) -> str:

@@ -121,6 +121,21 @@ class RecordReader:
                 except RecordError as error:
                     self.damage.report(error)
 
+    def last_control(self, action: str, before_unix_s: float) -> dict[str, Any] | None:
+        """The newest control record of this action that is older; segments are read from the newest back.
+
+        Raises:
+            RecordError: the record cannot be read.
+        """
+        found: tuple[int, dict[str, Any]] | None = None
+        for place, _ in self.source.heads_where(("action",), {action}, self.damage.report, newest_first=True):
+            if found is not None and place.segment < found[0]:
+                break
+            control = self._decoded(place)
+            if control["at_unix_s"] < before_unix_s:
+                found = place.segment, control
+        return None if found is None else found[1]
+
     def _scan_for(self, id: str) -> list[Places]:
         """Which exchanges have the id, and then what there is about them. An id that nobody has costs one pass."""
         names, ids = ("exchange_id", "request_id", "client_request_id"), {id}

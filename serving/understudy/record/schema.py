@@ -19,6 +19,7 @@ from understudy.types import Ending, Exchange
 
 VERSION: Final = 2
 VERSIONS: Final = (1, 2)  # what can be read
+SERVER: Final = "server"
 DescribeParameters = Callable[[Any], Mapping[str, Any]]
 
 
@@ -62,13 +63,14 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Something done to the shadow as a whole."""
+    """Something done to the shadow as a whole; ``actor``: by whom, SERVER for what nobody asked for."""
 
     action: str
     at_unix_s: float
     detail: Mapping[str, Any] = field(default_factory=dict)
     offered: Mapping[str, int] = field(default_factory=dict)
     num_lost: int = 0
+    actor: str | None = None
 
 
 Event = Accepted | Ended | Feedback | Control
@@ -89,6 +91,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     id: str = ""
     num_lost: int = 0
+    action: str = ""
 
 
 def head_of(event: Event) -> Head:
@@ -109,4 +112,4 @@ def head_of(event: Event) -> Head:
         case Feedback(id):
             return Head("feedback", id=id)
         case Control():
-            return Head("control", offered=dict(event.offered), num_lost=event.num_lost)
+            return Head("control", offered=dict(event.offered), num_lost=event.num_lost, action=event.action)

@@ -93,12 +93,15 @@ class Source:
                 yield from self._heads_of_sealed(number, damaged)
 
     def heads_where(
-        self, columns: Sequence[str], values: Collection[str], damaged: Damaged
+        self, columns: Sequence[str], values: Collection[str], damaged: Damaged, *, newest_first: bool = False
     ) -> Iterator[tuple[Place, Head]]:
-        """Only those heads of which one of these columns has one of these values, oldest first."""
+        """Only those heads of which one of these columns has one of these values, oldest first.
+
+        ``newest_first``: the newest segment first; in it the oldest first all the same.
+        """
         numbers = segments(self.log)
         sealed = set(self.sealed())
-        for number in sorted(sealed.union(numbers)):
+        for number in sorted(sealed.union(numbers), reverse=newest_first):
             if number not in sealed:
                 try:
                     for place, head in self._heads_of_log(number, damaged, is_last=number == numbers[-1]):

@@ -20,7 +20,7 @@ from understudy.errors import RecordError
 from understudy.record.columns import damaged_row, row_or_damaged
 from understudy.record.lines import is_whole, links_of, record_of, segment_path, segments
 from understudy.record.scanning import sources_at
-from understudy.record.sealed import to_table
+from understudy.record.sealed import arrow_schema, to_table
 from understudy.record.sources import Source
 from understudy.record.store import LocalStore
 
@@ -28,11 +28,12 @@ VIEWS = {
     "exchanges": """
         SELECT writer, rollout, exchange_id, request_id, client_request_id, at_unix_s AS arrived_unix_s, endpoint,
                session, tags, challengers, model, outcome, finish_reason, num_answers, num_prompt_tokens,
-               num_generated_tokens, ttft_s, end_to_end_s, document
+               num_generated_tokens, ttft_s, end_to_end_s, kv_peak_bytes, kv_byte_s, device_s, usd, tokens_usd, document
         FROM records WHERE kind = 'accepted'""",
     "endings": """
         SELECT writer, rollout, exchange_id, challenger, at_unix_s AS ended_unix_s, state, reason, model, outcome,
-               rendered, finish_reason, num_answers, num_generated_tokens, ttft_s, end_to_end_s, comparison, document
+               rendered, finish_reason, num_answers, num_generated_tokens, ttft_s, end_to_end_s, kv_peak_bytes,
+               kv_byte_s, device_s, usd, tokens_usd, comparison, document
         FROM records WHERE kind = 'ended'""",
     "comparisons": """
         SELECT exchange_id, challenger, entry.key AS name, entry.value AS value
@@ -47,7 +48,7 @@ VIEWS = {
         FROM (SELECT id, label, name, value, at_unix_s FROM records WHERE kind = 'feedback') AS given
         LEFT JOIN known ON given.id = known.id""",
     "controls": """
-        SELECT writer, rollout, at_unix_s, action, num_lost, document FROM records WHERE kind = 'control'""",
+        SELECT writer, rollout, at_unix_s, action, actor, num_lost, document FROM records WHERE kind = 'control'""",
 }
 
 
@@ -104,8 +105,8 @@ def _scan(connection: Any, source: Source, files: list[str], index: int) -> str:
     """What a query can select from: DuckDB's own reader for local files, Arrow's for a store."""
     if isinstance(source.store, LocalStore):
         listed = ", ".join("'" + str(source.store.folder / path).replace("'", "''") + "'" for path in files)
-        return f"read_parquet([{listed}], hive_partitioning = false)"
-    connection.register(f"sealed_{index}", source.store.dataset(files))
+        return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
+    connection.register(f"sealed_{index}", source.store.dataset(files, arrow_schema()))
     return f"sealed_{index}"
 
 

@@ -48,8 +48,8 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove it, durably. No error where there is none."""
 
-    def dataset(self, paths: Sequence[str]) -> Any:
-        """Parquet files as a pyarrow.dataset.Dataset, read when it is asked."""
+    def dataset(self, paths: Sequence[str], schema: Any) -> Any:
+        """Parquet files as a pyarrow.dataset.Dataset of this schema, read when asked; what a file lacks is null."""
 
     def inside(self, folder: str) -> Store:
         """The store of a folder in this one."""
@@ -107,11 +107,11 @@ class LocalStore:
         if target.parent.is_dir():
             sync_folder(target.parent)
 
-    def dataset(self, paths: Sequence[str]) -> Any:
+    def dataset(self, paths: Sequence[str], schema: Any) -> Any:
         """See Store."""
         from pyarrow import dataset
 
-        return dataset.dataset([str(self.folder / path) for path in paths])
+        return dataset.dataset([str(self.folder / path) for path in paths], schema=schema)
 
     def inside(self, folder: str) -> LocalStore:
         """See Store."""
@@ -176,12 +176,12 @@ class RemoteStore:
             if fs.exists(self._at(path)):
                 fs.rm_file(self._at(path))
 
-    def dataset(self, paths: Sequence[str]) -> Any:
+    def dataset(self, paths: Sequence[str], schema: Any) -> Any:
         """See Store."""
         from pyarrow import dataset
 
         with self._asked() as fs:
-            return dataset.dataset([self._at(path) for path in paths], filesystem=fs)
+            return dataset.dataset([self._at(path) for path in paths], filesystem=fs, schema=schema)
 
     def inside(self, folder: str) -> RemoteStore:
         """See Store."""

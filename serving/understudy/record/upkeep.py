@@ -1,7 +1,7 @@
 """Care for the record in a process of its own: Parquet takes time and the GIL, and neither is to be the champion's.
 
     parent -> child   {"writer", "rollout", "spec", "adopt"}                  one line of JSON
-    child -> parent   {"enter": action, "detail": {...}}                      put this into your log
+    child -> parent   {"enter": action, "detail": {...}, "actor": name}       put this into your log
     parent -> child   {} or {"error": words}                                  it is durable, or it is not
     child -> parent   {"done": {...}, "adopted": [...], "failed": {...}} or {"error": words}   the last line
 
@@ -22,16 +22,15 @@ from typing import Any
 
 from understudy.config import RecordSpec
 from understudy.errors import RecordError, UnderstudyError
-from understudy.record.care import adopt, care
+from understudy.record.care import Enter, adopt, care
 from understudy.record.recording import Recording
+from understudy.record.schema import SERVER
 
 Say = Callable[[Mapping[str, Any]], None]
 MAX_LINE_BYTES = 64 << 20  # an erasure names every record
 
 
-async def run(
-    recording: Recording, enter: Callable[[str, Mapping[str, Any]], None], *, adopting: bool = False
-) -> dict[str, Any]:
+async def run(recording: Recording, enter: Enter, *, adopting: bool = False) -> dict[str, Any]:
     """Start the child and serve it. A cancelled call kills it; what it has not finished is due again.
 
     Args:
@@ -74,9 +73,9 @@ async def run(
             await child.wait()
 
 
-def _entered(enter: Callable[[str, Mapping[str, Any]], None], message: Mapping[str, Any]) -> dict[str, str]:
+def _entered(enter: Enter, message: Mapping[str, Any]) -> dict[str, str]:
     try:
-        enter(message["enter"], message["detail"])
+        enter(message["enter"], message["detail"], message["actor"])
     except RecordError as error:
         return {"error": str(error)}
     return {}
@@ -97,8 +96,8 @@ def main() -> None:
         say({"error": f"{type(error).__name__}: {error}"})
 
 
-def _ask(say: Say, action: str, detail: Mapping[str, Any]) -> None:
-    say({"enter": action, "detail": detail})
+def _ask(say: Say, action: str, detail: Mapping[str, Any], actor: str | None = SERVER) -> None:
+    say({"enter": action, "detail": detail, "actor": actor})
     answer = json.loads(sys.stdin.readline() or '{"error": "the server is gone"}')
     if "error" in answer:
         raise RecordError(answer["error"])

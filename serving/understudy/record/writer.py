@@ -29,7 +29,7 @@ from understudy.record.attempt import Attempt
 from understudy.record.backlog import Backlog, Flush
 from understudy.record.lines import Chain, Place, append_line
 from understudy.record.log import SegmentLog
-from understudy.record.schema import Control, Event, Head
+from understudy.record.schema import SERVER, Control, Event, Head
 from understudy.record.scribe import Scribe
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Writer:
         """Sign where the chain stands, if it has moved: behind all that is encoded, before all that is queued."""
         self._checkpoint_at_s = self._world.monotonic()
         if self._checkpoint is not None and self._log.chain.n > self._checkpoint_n:
-            self._push(Control("checkpoint", self._world.wall(), self._checkpoint(self._log.chain)))
+            self._push(Control("checkpoint", self._world.wall(), self._checkpoint(self._log.chain), actor=SERVER))
             self._checkpoint_n = self._log.chain.n
 
     def _cycle(self) -> None:
@@ -267,7 +267,7 @@ class Writer:
         if num_lost := self.num_lost - self._num_lost_recorded:
             logger.error("%d events were lost and are not in the record", num_lost)
             self._num_lost_recorded += num_lost
-            self._push(Control("recording_resumed", self._world.wall(), num_lost=num_lost))
+            self._push(Control("recording_resumed", self._world.wall(), num_lost=num_lost, actor=SERVER))
 
     def _news_of_loss(self) -> RecordError | None:
         num_lost = self.num_lost - self._num_lost_told
