@@ -334,7 +334,9 @@ def test_the_faults_of_taking_in_are_the_cores_own(stage: Stage) -> None:
     assert stage.deaths == [("a", "ValueError: bad mail")]
 
 
-def test_what_a_challenger_takes_in_is_no_slice_of_the_one_that_was_stepped_last(stage: Stage) -> None:
+def test_what_a_challenger_takes_in_is_a_slice_of_its_own_and_of_nobody_else(
+    stage: Stage,
+) -> None:
     stage.a.steps = 1
 
     def choose_how_to_score() -> None:
@@ -348,8 +350,9 @@ def test_what_a_challenger_takes_in_is_no_slice_of_the_one_that_was_stepped_last
 
     stage.a.during = meanwhile
     assert stage.run() == ["a", "b probed", "C"]
-    assert stage.flight.steps(1).longest_ms == 1.0
-    assert (stage.flight.steps(1).slices, stage.flight.steps(2).slices) == (1, 0)
+    a, b = stage.flight.steps(1), stage.flight.steps(2)
+    assert (a.slices, a.longest_ms) == (1, 1.0)
+    assert (b.steps, b.slices, b.longest_ms, b.over_limit) == (0, 1, 7000.0, 1)  # the champion waited for it
 
 
 def test_who_takes_in_is_at_work_and_blamed_for_what_happens_there(stage: Stage) -> None:

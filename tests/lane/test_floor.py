@@ -10,6 +10,7 @@ import pytest
 from tests.builders import Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
 
 from understudy.config import ShadowSpec
+from understudy.engines.flight import Steps
 from understudy.errors import EngineDead, Unsupported
 from understudy.lane.sampling import is_sampled
 from understudy.types import Floor
@@ -41,6 +42,16 @@ async def test_one_run_serves_every_challenger_and_is_none_itself() -> None:
         assert set(stage.lane.counts()) == {"a", "b"}
         assert stage.lane.totals()["compared"] == 2
         assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}
+
+
+@in_loop
+async def test_status_says_what_the_champion_may_have_waited_for_its_steps() -> None:
+    floor: Any = WatchedEngine(name="again")
+    async with running(WatchedEngine(), spec=spec(), floor=floor) as stage:
+        assert stage.lane.status()["noise_floor"]["steps"] is None  # one without steps of its own
+        floor.steps = lambda: Steps(steps=3, longest_ms=7.5)
+        shown = stage.lane.status()["noise_floor"]["steps"]
+        assert (shown["steps"], shown["longest_ms"]) == (3, 7.5)
 
 
 @in_loop

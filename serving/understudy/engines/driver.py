@@ -159,12 +159,16 @@ class Driver:
         """A challenger is at work meanwhile, as in a step: it can hang or crash here as well, and is to be blamed.
 
         Choosing how to score may take long and is no hang: the watchdog looks from when every challenger is warm, and
-        until then start_timeout_s is the limit.
+        until then start_timeout_s is the limit. The champion can have to wait for it: it is a slice of its own.
         """
+        started_s = self._clock()
         if core is not self._champion:
-            self._flight.working(core.index, STEPPING, self._clock())
+            self._flight.working(core.index, STEPPING, started_s)
         self._try(core, partial(self._take_in_mail, core))
-        self._flight.resting(self._clock())
+        now_s = self._clock()
+        if core is not self._champion:
+            self._flight.slice(core.index, now_s - started_s, self._limits[core.name].max_slice_s)
+        self._flight.resting(now_s)
 
     def _take_in_mail(self, core: SteppedCore) -> None:
         """As itself: a utility call in its mail may draw random numbers, and launches kernels on the current stream."""

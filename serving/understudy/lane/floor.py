@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from understudy.compare import Compare
@@ -125,7 +125,7 @@ class NoiseFloor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def status(self) -> Mapping[str, Any]:
-        """For people: whether it can run, how its runs ended, and whether its weights are the champion's."""
+        """For people: whether it can run, how its runs ended, whose weights it uses, and what its steps took."""
         health = None if self.engine is None else self.engine.health()
         return {
             "fraction": self.fraction,
@@ -133,6 +133,7 @@ class NoiseFloor:
             "detail": "" if health is None else health.detail,
             "counts": dict(self._counts),
             "weights": dict(getattr(self.engine, "weights", {})),
+            "steps": None if (steps := getattr(self.engine, "steps", None)) is None else asdict(steps()),
         }
 
     async def _run(self, exchange: Exchange) -> Floor:
