@@ -100,6 +100,7 @@ class Stage:
 
     def __init__(self, folder: Path, min_share: float = 0.0, max_slice_s: float = 0.010) -> None:
         self.clock, self.log, self.deaths = Clock(), [], []
+        self.away_s = 0.0
         self.champion = StubCore("C", 0, self.clock, self.log)
         self.a = StubCore("a", 1, self.clock, self.log)
         self.b = StubCore("b", 2, self.clock, self.log)
@@ -114,8 +115,13 @@ class Stage:
             self.limits,
             Share(min_share, max_slice_s),
             self.clock,
+            self.worked,
         )
         self.a.point = self.b.point = self.driver.yield_to_champion
+
+    def worked(self) -> float:
+        """What of the time the thread had the processor."""
+        return self.clock.now_s - self.away_s
 
     def run(self) -> list[str]:
         """Until there is no work. What was stepped, in order."""
@@ -258,6 +264,20 @@ def test_the_limit_follows_the_longest_slice_and_reaches_the_core(stage: Stage) 
     assert stage.champion.limits == []
 
 
+def test_what_another_process_took_of_the_core_makes_no_step_smaller_but_the_champion_waited_for_it(
+    stage: Stage,
+) -> None:
+    def another_process_runs(_: int) -> None:
+        stage.clock.now_s += 0.050
+        stage.away_s += 0.050
+
+    stage.a.steps, stage.a.slices, stage.a.during = 8, (0.001, 0.001), another_process_runs
+    stage.run()
+    assert stage.limits["a"].tokens == 512
+    steps = stage.flight.steps(1)
+    assert (steps.longest_ms, steps.over_limit) == (51.0, 16)
+
+
 def test_the_champion_has_no_limit(stage: Stage) -> None:
     stage.champion.steps = 1
     stage.run()
@@ -314,7 +334,9 @@ def test_a_core_alone_is_driven_without_a_champion(tmp_path: Path) -> None:
     core = StubCore("a", 0, clock, log, steps=2)
     flight = Flight(tmp_path / "flight", create=["a"])
     limit = StepLimit(float("inf"), 512, 512)
-    driver = Driver([core], None, Wake(), lambda *why: deaths.append(why), flight, {"a": limit}, Share(0, 1), clock)
+    driver = Driver(
+        [core], None, Wake(), lambda *why: deaths.append(why), flight, {"a": limit}, Share(0, 1), clock, clock
+    )
     core.point = driver.yield_to_champion
     with pytest.raises(NoMoreWork):
         driver.run()

@@ -82,6 +82,9 @@ class Driver:
         limits: for each challenger by its name; the champion has none.
         share: what the challengers are owed.
         clock: monotonic seconds.
+        worked: seconds of work, from which step sizes follow; ``clock`` where none is given. On the CPU it is the
+            thread's own processor time: that another process was given the core says nothing about how large a step
+            may be. What the champion waited is always ``clock``'s.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Driver:
         limits: dict[str, StepLimit],
         share: Share,
         clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] | None = None,
     ) -> None:
         self._cores = list(cores)  # the champion first; a challenger that was stepped goes to the end
         self._champion = champion
@@ -104,9 +108,9 @@ class Driver:
         self._flight = flight
         self._limits = limits
         self._share = share
-        self._clock = clock
-        self._slice_started_s = 0.0
-        self._longest_slice_s = 0.0
+        self._clock, self._worked = clock, worked or clock
+        self._slice_started_s = self._slice_worked_s = 0.0
+        self._longest_work_s = 0.0
         self._guaranteed = False
         self._faults: dict[str, int] = {}
 
@@ -200,7 +204,7 @@ class Driver:
 
     def _step_challenger(self, core: SteppedCore) -> None:
         limit = self._limits[core.name]
-        self._longest_slice_s = 0.0
+        self._longest_work_s = 0.0
         self._enter(core)
         self._slice_starts(core, guaranteed=self._champion is not None and self._champion.has_work())
         tokens = 0
@@ -218,7 +222,7 @@ class Driver:
             launched = core.device_times()
             if launched is None:
                 self._slice_ended(core)
-                launched = [(tokens, self._longest_slice_s)]
+                launched = [(tokens, self._longest_work_s)]
             else:
                 for _, elapsed_s in launched:
                     self._slice_took(core, elapsed_s)
@@ -233,13 +237,12 @@ class Driver:
 
     def _slice_starts(self, core: SteppedCore, *, guaranteed: bool) -> None:
         self._guaranteed = guaranteed
-        self._slice_started_s = self._clock()
+        self._slice_started_s, self._slice_worked_s = self._clock(), self._worked()
         self._flight.working(core.index, STEPPING, self._slice_started_s)
 
     def _slice_ended(self, core: SteppedCore) -> None:
-        elapsed_s = self._clock() - self._slice_started_s
-        self._longest_slice_s = max(self._longest_slice_s, elapsed_s)
-        self._slice_took(core, elapsed_s)
+        self._longest_work_s = max(self._longest_work_s, self._worked() - self._slice_worked_s)
+        self._slice_took(core, self._clock() - self._slice_started_s)
 
     def _slice_took(self, core: SteppedCore, elapsed_s: float) -> None:
         limit_s = self._limits[core.name].max_slice_s

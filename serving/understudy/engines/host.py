@@ -156,6 +156,7 @@ def drive(cores: Sequence[Core], champion: Core | None, wake: threading.Event, e
         job.flight,
         {core.name: step_limit(core, max_slice_s) for core in cores},
         Share(job.min_device_share, max_slice_s),
+        worked=time.thread_time if current_platform.device_type == "cpu" else None,  # on a GPU it waits for the device
     )
     if champion is not None:
         for core in cores:
