@@ -11,11 +11,13 @@ import pytest
 from tests.builders import exchange, in_loop
 
 from understudy.archive import Archive
+from understudy.browse.select import Filters
 from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
-from understudy.record import Feedback, RecordReader
+from understudy.record import Feedback, RecordReader, scan
+from understudy.record.chat import label_of
 from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.record.sql import query
@@ -153,6 +155,33 @@ async def test_feedback_again_changes_nothing_and_a_later_word_stands(tmp_path: 
     told = [(one["label"], one["value"], one["name"]) for one in view["feedback"]]
     assert told == [("billing", None, ""), ("", 0.5, "score"), ("refund", None, ""), ("billing", None, "")]
     await archive.close()
+
+
+@in_loop
+async def test_the_label_that_stands_is_the_same_live_after_a_restart_and_in_every_list(tmp_path: Path) -> None:
+    """The latest by its time, however they came; what has a name is no right answer."""
+    first = await opened(tmp_path)
+    first.take_up()
+    await fill(first, 40)
+    for number in range(40):
+        for one in (
+            Feedback(f"x{number}", "refund", 9.0),
+            Feedback(f"x{number}", "billing", 5.0),  # comes late
+            Feedback(f"x{number}", "billing", 10.0, None, "csat"),
+        ):
+            assert await first.feedback(one)
+    before = first.verdicts(["rival"], idle=True)
+    assert before["rival"]["gates"][0]["champion_mean"] == 0.0  # "refund" is what is right: nobody says it
+    await first.close()
+    again = await opened(tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert again.verdicts(["rival"], idle=True) == before
+    views = list(scan(tmp_path))
+    assert {label_of(view) for view in views} == {"refund"}
+    assert {row.label for row in Filters().rows(views)} == {"refund"}
+    assert len(list(Filters(label="refund").rows(views))) == 40
+    await again.close()
 
 
 @in_loop

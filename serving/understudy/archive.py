@@ -23,9 +23,10 @@ from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
 from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
 from understudy.record.care import needs_care
+from understudy.record.labels import current_label, feedback_of, is_given
 from understudy.record.recording import Recording, keep_rule
 from understudy.record.schema import SERVER
-from understudy.record.waiting import Waiting, is_given
+from understudy.record.waiting import Waiting
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
 from understudy.types import DraftCounts, Ending, Exchange, State
@@ -193,7 +194,7 @@ class Archive:
         return list(await asyncio.to_thread(self._keeper.find, any_id))
 
     async def feedback(self, given: Feedback) -> bool:
-        """Keep it, and judge by its label where the id is known. The same again changes nothing.
+        """Keep it, and judge by its label where the id is known. What changes nothing (labels.py) is not kept.
 
         Returns:
             Whether the id is known. One that is not may come yet, or was never sampled.
@@ -204,10 +205,10 @@ class Archive:
         found = await self.find(given.id)
         if found:
             self.waiting.take([given.id])
+        if not waits and not (found and all(is_given(given, feedback_of(view)) for view in found)):
+            self._append(given)
             for view in found:
                 self._hear_feedback(view["exchange_id"], given)
-        if not waits and not (found and all(is_given(given, _told(view)) for view in found)):
-            self._append(given)
         return bool(found)
 
     def control(
@@ -342,8 +343,8 @@ class Archive:
                         keeper.reader.source.forget()
 
     def _hear_feedback(self, exchange_id: str, given: Feedback) -> None:
-        if given.label:
-            self._judge.feedback(exchange_id, given.label)
+        if given.label and not given.name:
+            self._judge.feedback(exchange_id, given.label, given.at_unix_s)
 
     def _hear(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         self._judge.ended(exchange, challenger, ending)
@@ -357,7 +358,7 @@ class Archive:
             self.waiting.add(given)
         views = self._keeper.iterate()
         while (batch := await asyncio.to_thread(self._next_batch, views)) is not None:
-            for rollout, exchange, endings, labels in batch:
+            for rollout, exchange, endings, label in batch:
                 if exchange.arrived_unix_s >= self._started_unix_s:
                     continue  # heard live
                 self.waiting.take(ids_of(exchange))
@@ -370,8 +371,8 @@ class Archive:
                     continue
                 for name, ending in endings.items():
                     self._hear(exchange, name, ending)
-                for label in labels:
-                    self._judge.feedback(exchange.exchange_id, label)
+                if label is not None:
+                    self._hear_feedback(exchange.exchange_id, label)
         self.replayed.set()
 
     def _all_feedback(self) -> list[Feedback]:
@@ -382,15 +383,15 @@ class Archive:
 
     def _next_batch(
         self, views: Iterator[dict[str, Any]]
-    ) -> list[tuple[str, Exchange, dict[str, Ending], list[str]]] | None:
-        """Some exchanges with their rollouts; None at the end."""
+    ) -> list[tuple[str, Exchange, dict[str, Ending], Feedback | None]] | None:
+        """Some exchanges with their rollouts and labels; None at the end."""
         read: list[dict[str, Any]] = []
         with self._guard("replay"):  # a record that cannot be read any further leaves the verdict with less
             read = list(islice(views, REPLAY_BATCH))
         batch = []
         for view in read:
             with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others
-                batch.append((view.get("rollout", ""), *from_view(view)))
+                batch.append((view.get("rollout", ""), *from_view(view), current_label(view)))
         return batch if read else None
 
 
@@ -401,8 +402,8 @@ def _open(spec: RecordSpec | None, folder: Path, **how: Any) -> RecordKeeper:
     return RecordKeeper.open(folder, **how)
 
 
-def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], list[str]]:
-    """An exchange as the record shows it, as objects: with its endings by challenger, and its labels in order.
+def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending]]:
+    """An exchange as the record shows it, as objects: with its endings by challenger.
 
     Raises:
         RecordError: it lacks something.
@@ -416,13 +417,9 @@ def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending], lis
             ended = from_json(head | end | {"at_unix_s": end["ended_unix_s"]})
             assert isinstance(ended, Ended)
             endings[name] = ended.ending
-    return exchange, endings, [given["label"] for given in view["feedback"] if given["label"]]
+    return exchange, endings
 
 
 def ids_of(exchange: Exchange) -> set[str | None]:
     """Every id under which feedback may be given."""
     return {exchange.exchange_id, exchange.request_id, exchange.facts.client_request_id}
-
-
-def _told(view: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str]]:
-    return ((one["label"], one["value"], one["name"] or "") for one in view["feedback"])

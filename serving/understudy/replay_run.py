@@ -22,6 +22,7 @@ from understudy.config import parse
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.judge.base import NOT_EXCHANGES
 from understudy.record import Feedback, scan
+from understudy.record.labels import feedback_of
 from understudy.types import Ending, Exchange, State
 from understudy.variants import with_gates, with_models
 
@@ -119,7 +120,7 @@ def replayable(
     """
     for view in views:
         try:
-            exchange, endings, _ = from_view(view)
+            exchange, endings = from_view(view)
         except RecordError as fault:
             left_out[f"the record of it cannot be read ({fault})"] += 1
             continue
@@ -134,12 +135,7 @@ def replayable(
         except Unsupported as fault:
             left_out[f"its parameters are not recorded in full ({fault})"] += 1
         else:
-            yield Replayed(exchange), [feedback_of(exchange.exchange_id, given) for given in view["feedback"]]
-
-
-def feedback_of(exchange_id: str, given: Mapping[str, Any]) -> Feedback:
-    """As it was given, for this one exchange."""
-    return Feedback(exchange_id, given["label"], given["at_unix_s"], given.get("value"), given.get("name") or "")
+            yield Replayed(exchange), feedback_of(view)
 
 
 def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str, Any]) -> str | None:

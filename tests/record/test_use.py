@@ -17,7 +17,7 @@ from understudy.cli import cli
 from understudy.errors import RecordError
 from understudy.record import Control, Feedback, scan
 from understudy.record.audit import audit
-from understudy.record.chat import messages_of
+from understudy.record.chat import label_of, messages_of
 from understudy.record.columns import COLUMNS
 from understudy.record.given import enter, pending, read
 from understudy.record.patterns import redact
@@ -244,3 +244,23 @@ def test_a_bad_line_is_named_and_nothing_is_given(tmp_path: Path, line: str, say
     (tmp_path / "f.jsonl").write_text('{"request_id": "x", "label": "y"}\n' + line)
     with pytest.raises(RecordError, match=says):
         read(tmp_path / "f.jsonl")
+
+
+def test_of_a_files_labels_the_last_word_stands_and_the_same_file_again_changes_nothing(
+    url: Path, tmp_path: Path
+) -> None:
+    def label(id: str) -> str | None:
+        return next(label_of(view) for view in scan(url) if view["exchange_id"] == id)
+
+    said = [("ex-2", "a", 10.0), ("ex-2", "b", 11.0), ("ex-2", "a", 12.0), ("ex-4", "a", 10.0), ("ex-4", "a", 10.0)]
+    rows = [{"request_id": id, "label": word, "at_unix_s": at} for id, word, at in said]
+    rows.append({"request_id": "ex-4", "label": "unhappy", "name": "csat", "at_unix_s": 13.0})
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert enter(str(url), read(tmp_path / "f.jsonl")) == (5, [])
+    assert (label("ex-2"), label("ex-4")) == ("a", "a")
+    assert enter(str(url), read(tmp_path / "f.jsonl")) == (0, [])
+    assert enter(str(url), [Feedback("ex-2", "b", 1.0)]) == (1, [])  # news of long ago
+    assert label("ex-2") == "a"
+    now = [Feedback("ex-6", word, 20.0) for word in "aba"]  # no times: those of a file are all read now
+    assert enter(str(url), now) == (3, [])
+    assert label("ex-6") == "a"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.compare.ranking import badness
+from understudy.record.chat import label_of
 
 View = Mapping[str, Any]
 MIN_PREFIX = 6
@@ -28,9 +29,8 @@ class Row:
 
     @property
     def label(self) -> str | None:
-        """The newest label, if any was given."""
-        given = [each["label"] for each in self.view.get("feedback") or () if each["label"]]
-        return given[-1] if given else None
+        """The right answer, if any was given."""
+        return label_of(self.view)
 
 
 @dataclass(frozen=True, slots=True)

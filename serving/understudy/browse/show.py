@@ -50,13 +50,17 @@ def _head(view: View) -> Table:
         ("arrived", f"{arrived:%Y-%m-%d %H:%M:%S} UTC"),
         ("endpoint", view.get("endpoint")),
         ("tags", " ".join(f"{name}={value}" for name, value in (view.get("tags") or {}).items())),
-        ("labels", ", ".join(str(each["label"]) for each in view.get("feedback") or () if each["label"])),
+        ("labels", ", ".join(_label(each) for each in view.get("feedback") or () if each["label"])),
     ]
     table = Table.grid(padding=(0, 2))
     for name, value in facts:
         if value:
             table.add_row(Text(name, "dim"), Text(printable(str(value))))
     return table
+
+
+def _label(given: Mapping[str, Any]) -> str:
+    return f"{given['name']}: {given['label']}" if given.get("name") else str(given["label"])
 
 
 def _conversation(view: View) -> RenderableType:

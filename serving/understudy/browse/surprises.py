@@ -24,7 +24,7 @@ def surprises(row: Row, decode: Decode | None) -> Table | None:
     Words need the champion's tokenizer; without it the ids are shown.
     """
     try:
-        exchange, endings, _ = from_view(row.view)
+        exchange, endings = from_view(row.view)
     except RecordError:
         return None
     ending = endings.get(row.challenger)

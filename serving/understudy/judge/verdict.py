@@ -55,8 +55,8 @@ class Verdict:
 class Judge:
     """Fed with the same events in any order it gives the same verdict: a restart replays the record into it.
 
-    Only two orders matter, and both are in the record: of two labels for one exchange the later one stands,
-    and of two endings of one exchange (which law 4 forbids) the first. Not safe for use from several threads.
+    Of two labels for one exchange the later one stands, by the time of each. Only one order matters, and it is in the
+    record: of two endings of one exchange (which law 4 forbids) the first. Not safe for use from several threads.
 
     Args:
         gates: a changed gate needs a new Judge, and is a new rollout.
@@ -82,6 +82,7 @@ class Judge:
         self._is_over = False
         self._units: dict[str, Units] = {}
         self._labels: dict[str, str] = {}
+        self._labelled_unix_s: dict[str, float] = {}
         self._pending_labels: dict[str, str] = {}
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
@@ -102,16 +103,17 @@ class Judge:
             self._labels[exchange_id] = self._pending_labels.pop(exchange_id)
         units.add(exchange_id, Entry(exchange.arrived_unix_s, exchange.facts.session, kept))
 
-    def feedback(self, exchange_id: str, label: str) -> bool:
-        """The right answer to an exchange, before or after it ended. A changed label replaces the old one.
+    def feedback(self, exchange_id: str, label: str, at_unix_s: float = 0.0) -> bool:
+        """The right answer to an exchange, before or after it ended. It replaces one that was not given later.
 
         Returns:
             Whether it changed anything. An empty label says nothing and is ignored: a record may hold one,
             and replaying it must not fail.
         """
         label = normal(label)
-        if not label:
+        if not label or at_unix_s < self._labelled_unix_s.get(exchange_id, -math.inf):
             return False
+        self._labelled_unix_s[exchange_id] = at_unix_s
         known = any(exchange_id in units for units in self._units.values())
         labels = self._labels if known else self._pending_labels
         if labels.get(exchange_id) == label:
@@ -120,7 +122,8 @@ class Judge:
         for units in self._units.values():
             units.relabel(exchange_id)
         while len(self._pending_labels) > self._max_pending_labels:
-            del self._pending_labels[next(iter(self._pending_labels))]
+            oldest = next(iter(self._pending_labels))
+            del self._pending_labels[oldest], self._labelled_unix_s[oldest]
         return True
 
     def no_more(self) -> None:

@@ -13,7 +13,8 @@ privacy.py   full, redacted or none                      patterns.py, redactors.
 care.py      sealing, retention, erasing, orphans        upkeep.py    the same in a process of its own; erase.py
 audit.py     who touched it                              proof.py     that something is in it; signing.py
 given.py     feedback from files                         waiting.py   feedback that waits for its exchange
-export.py    chats, Parquet, Label Studio                sql.py       DuckDB's views
+labels.py    what stands of several                      sql.py       DuckDB's views
+export.py    chats, Parquet, Label Studio
 """
 
 from understudy.record.codec import decode, encode, from_json

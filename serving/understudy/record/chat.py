@@ -13,6 +13,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from understudy.record.labels import current_label
+
 View = Mapping[str, Any]
 _OF_AN_END = ("state", "reason", "comparison")
 NOT_PARAMETERS = ("model", "messages", "prompt", "input", "stream", "stream_options")
@@ -43,8 +45,9 @@ def body_of(view: View) -> dict[str, Any]:
 
 
 def label_of(view: View) -> str | None:
-    """The latest label."""
-    return next((given["label"] for given in reversed(view.get("feedback") or ()) if given["label"]), None)
+    """The right answer, as it stands."""
+    given = current_label(view)
+    return None if given is None else given.label
 
 
 def text_of(observation: Mapping[str, Any] | None) -> str | None:

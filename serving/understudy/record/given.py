@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.record.codec import well_formed
 from understudy.record.keeper import RecordKeeper
+from understudy.record.labels import as_given, is_given
 from understudy.record.reading import RecordReader, given_feedback
 from understudy.record.recording import Recording, with_rule
 from understudy.record.scanning import sources_at
@@ -132,7 +134,7 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
     recording = Recording.of(spec, WRITER)
     privacy = recording.privacy
     there, ids = given_feedback(readers), known_ids(readers)
-    before = {(id, one["label"], one["value"], one["name"] or "") for id, all in there.items() for _, _, one in all}
+    before = {id: [as_given(id, one) for *_, one in sorted(all, key=itemgetter(0, 1))] for id, all in there.items()}
     keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store, privacy=privacy)
     num_new, unknown = 0, []
     try:
@@ -140,7 +142,9 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
             id, label, name = privacy.id(one.id), privacy.label(one.label), privacy.label(one.name)
             if id not in ids:
                 unknown.append(one.id)
-            if (id, label, one.value, name) not in before:
+            known, recorded = before.setdefault(id, []), Feedback(id, label, one.at_unix_s, one.value, name)
+            if not is_given(recorded, known):
+                known.append(recorded)
                 keeper.append(one)
                 num_new += 1
     finally:

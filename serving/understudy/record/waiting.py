@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from understudy.record.labels import is_given
 from understudy.record.schema import Feedback
 
 MAX_IDS: Final = 10_000
@@ -33,8 +34,8 @@ class Waiting:
             self.num_forgotten += 1
 
     def has(self, given: Feedback) -> bool:
-        """Whether the same waits already: the latest of its name says the same."""
-        return is_given(given, ((one.label, one.value, one.name) for one in self._by_id.get(given.id, ())))
+        """Whether the same waits already (labels.py)."""
+        return is_given(given, self._by_id.get(given.id, ()))
 
     def take(self, ids: Iterable[str | None]) -> list[Feedback]:
         """What waits for an exchange with these ids, oldest first; it waits no longer."""
@@ -44,12 +45,3 @@ class Waiting:
     def ids(self) -> list[str]:
         """That are waited for, oldest first."""
         return list(self._by_id)
-
-
-def is_given(given: Feedback, before: Iterable[tuple[str, float | None, str]]) -> bool:
-    """Whether the latest feedback of the same name says the same: giving it again changes nothing."""
-    latest: tuple[str, float | None] | None = None
-    for label, value, name in before:
-        if name == given.name:
-            latest = (label, value)
-    return latest == (given.label, given.value)
