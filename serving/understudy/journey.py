@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from understudy.compare import Compare
 from understudy.engines.base import Engine
-from understudy.types import Ending, Exchange, Outcome, State
+from understudy.types import Ending, Exchange, Outcome, Score, State
 
 Output = TypeVar("Output")
 Seen_contra = TypeVar("Seen_contra", contravariant=True)
@@ -75,7 +75,14 @@ async def answer(
 
 
 async def shadow(
-    exchange: Exchange, challenger: Engine, *, score: bool, generate: bool, compare: Compare, against: str = ""
+    exchange: Exchange,
+    challenger: Engine,
+    *,
+    score: bool,
+    generate: bool,
+    compare: Compare,
+    against: str = "",
+    scores: tuple[Score, ...] | None = None,
 ) -> Ending:
     """Steps 7 and 8: the challenger meets the request. Called by the lane when its turn has come (6).
 
@@ -86,13 +93,15 @@ async def shadow(
         generate: whether it gives an answer of its own.
         compare: the comparators.
         against: where the champion's view of its own tokens was left, for a divergence; empty for none.
+        scores: of the champion's tokens, where this engine has read them before; None where it has not.
 
     Returns:
         The ending with both observations compared. Faults raise; the lane's guard turns them into endings.
     """
     request = await challenger.prepare(exchange)  # identical token ids, or its own template: law 3
     request = replace(request, against=against)
-    scores = await challenger.score(request) if score else ()  # 7, the cheap half
+    if scores is None:
+        scores = await challenger.score(request) if score else ()  # 7, the cheap half
     observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)
     comparison = await compare(exchange, observation)  # 8

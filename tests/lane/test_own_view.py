@@ -15,7 +15,7 @@ from understudy.engines.base import ShadowRequest
 from understudy.errors import ConfigError, EngineDead
 from understudy.lane.own_view import why_none
 from understudy.lane.sampling import is_sampled
-from understudy.types import Score
+from understudy.types import Floor, Score
 
 
 def spec(**limits: Any) -> ShadowSpec:
@@ -33,6 +33,17 @@ class Keyed(WatchedEngine):
         return await super().score(request)
 
 
+@dataclass
+class Fails(Keyed):
+    """It cannot leave what it saw."""
+
+    async def score(self, request: ShadowRequest) -> tuple[Score, ...]:
+        scores = await super().score(request)
+        if request.keep:
+            raise EngineDead("no room")
+        return scores
+
+
 @in_loop
 async def test_the_champion_reads_first_and_once() -> None:
     keys: list[str] = []
@@ -45,6 +56,48 @@ async def test_the_champion_reads_first_and_once() -> None:
         assert champion.calls == ["prepare", "score"]  # it does not answer again: that is the noise floor's
         assert first.floor is None
         assert stage.lane.status()["divergence"] == {"fraction": 1.0, "counts": {"read": 1}}
+
+
+@in_loop
+async def test_the_noise_floor_of_the_same_exchange_takes_its_scores_from_the_same_pass() -> None:
+    keys: list[str] = []
+    a, b, champion = Keyed("a", keys=keys), Keyed("b", keys=keys), Keyed("champion", keys=keys)
+    async with running(a, b, spec=replace(spec(), noise_floor=1.0), floor=champion) as stage:
+        stage.lane.offer(Offer(exchange("x")))
+        first, second = await stage.ear.hears(2)
+        assert [key for key in keys if key.startswith("champion")] == ["champion keep=x against="]
+        assert sorted(champion.calls) == ["generate", "prepare", "prepare", "score"]
+        for ending in (first, second):
+            assert ending.floor is not None
+            assert ending.floor.observation is not None
+            assert ending.floor.observation.scores == (Score((-0.693147,) * 2, (1,) * 2),)
+        assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}
+        assert stage.lane.status()["divergence"]["counts"] == {"read": 1}
+
+
+@in_loop
+async def test_where_the_view_fails_the_noise_floor_scores_by_itself() -> None:
+    champion = Fails("champion")
+    async with running(Keyed("a"), spec=replace(spec(), noise_floor=1.0), floor=champion) as stage:
+        stage.lane.offer(Offer(exchange("x")))
+        (ending,) = await stage.ear.hears(1)
+        assert champion.keys == ["champion keep=x against=", "champion keep= against="]
+        assert ending.floor is not None
+        assert ending.floor.observation is not None
+        assert ending.floor.observation.scores
+        assert stage.lane.status()["divergence"]["counts"] == {"EngineDead": 1}
+        assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}
+
+
+@in_loop
+async def test_a_view_that_ends_with_its_exchange_lets_go_of_the_floor_that_waits_for_it() -> None:
+    champion = Keyed("champion", gates={"score": asyncio.Event()})
+    async with running(Keyed("a"), spec=replace(spec(deadline_s=0.1), noise_floor=1.0), floor=champion) as stage:
+        stage.lane.offer(Offer(exchange("x")))
+        (ending,) = await stage.ear.hears(1)
+        assert ending.floor == Floor(reason="late")
+        await turns(20)
+        assert not [task.get_name() for task in asyncio.all_tasks() if task.get_name() in ("noise-floor", "own-view")]
 
 
 @in_loop

@@ -20,6 +20,7 @@ from understudy.engines.base import Engine
 from understudy.errors import Unsupported
 from understudy.journey import shadow
 from understudy.lane.guard import Guard
+from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
 from understudy.types import Comparison, Ending, Exchange, Floor
 
@@ -46,6 +47,7 @@ class NoiseFloor:
         clock: monotonic seconds.
         guard: counts and logs what goes wrong.
         score: whether the champion also scores its own tokens.
+        own_view: where the exchange was chosen for a divergence too, the scores come from that pass.
         max_runs: at a time; the others wait.
         max_waiting: endings that wait for their floor, for all challengers; more are late at once.
     """
@@ -59,6 +61,7 @@ class NoiseFloor:
         guard: Guard,
         *,
         score: bool,
+        own_view: OwnView,
         max_runs: int,
         max_waiting: int,
     ) -> None:
@@ -68,6 +71,7 @@ class NoiseFloor:
         self._clock = clock
         self._guard = guard
         self._score = score
+        self._own_view = own_view
         self._runs = asyncio.Semaphore(max_runs)
         self._max_waiting = max_waiting
         self._waiting = 0
@@ -143,7 +147,10 @@ class NoiseFloor:
             return self._counted(Floor(reason="not_ready"))
         try:
             async with self._runs:
-                ending = await shadow(exchange, self.engine, score=self._score, generate=True, compare=self._compare)
+                known = await self._own_view.scores(exchange) if self._score else None
+                ending = await shadow(
+                    exchange, self.engine, score=self._score, generate=True, compare=self._compare, scores=known
+                )
         except Unsupported as fault:
             return self._counted(Floor(reason=fault.reason))
         except Exception as fault:

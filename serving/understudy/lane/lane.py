@@ -134,8 +134,17 @@ class Lane:
         self.guard = guard or Guard()
         self._compare = compare or Comparators(guard=self.guard)
         bounds = {"max_runs": limits.max_concurrency, "max_waiting": limits.max_pending}
-        self.floor = NoiseFloor(floor, spec.noise_floor, self._compare, clock, self.guard, score=spec.score, **bounds)
         self._own_view = OwnView(floor, spec.divergence, clock, self.guard, **bounds)
+        self.floor = NoiseFloor(
+            floor,
+            spec.noise_floor,
+            self._compare,
+            clock,
+            self.guard,
+            score=spec.score,
+            own_view=self._own_view,
+            **bounds,
+        )
         self.paused = False
         self._witnesses = witnesses
         self._champion_load = champion_load

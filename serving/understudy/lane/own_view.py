@@ -3,7 +3,8 @@
 Both cores are in one process (placement ``shared``), so whole distributions are compared where they are and only a
 few numbers for each token leave. The champion's part runs on the core of the noise floor, never on the one that
 answers users. Without it an exchange is scored as ever: nothing here ends or fails an exchange. Who waits for it has
-given its turn back, so that a champion that reads slowly does not keep challengers from other exchanges.
+given its turn back, so that a champion that reads slowly does not keep challengers from other exchanges. The noise
+floor of the same exchange takes its scores from here: it is the same pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from understudy.engines.base import Engine
 from understudy.errors import Unsupported
 from understudy.lane.guard import Guard
 from understudy.lane.sampling import is_sampled
-from understudy.types import Exchange
+from understudy.types import Exchange, Score
 
 SALT = "divergence"
 PATIENCE = 0.5
@@ -30,7 +31,7 @@ class View:
     """One exchange's: begun by the first challenger whose turn comes, forgotten when all have ended."""
 
     waiting: int
-    task: asyncio.Task[bool] | None = None
+    task: asyncio.Task[tuple[Score, ...] | None] | None = None
 
 
 class OwnView:
@@ -67,21 +68,27 @@ class OwnView:
 
     async def of(self, exchange: Exchange, deadline_s: float) -> str:
         """The key under which the champion's view lies; empty where there is none, or none in time."""
-        view = self._views.get(exchange.exchange_id)
-        if view is None:
+        task = self._task(exchange)
+        if task is None:
             return ""
-        if view.task is None:
-            view.task = asyncio.create_task(self._read(exchange), name="own-view")
         if self._waiting < self._max_waiting:
             self._waiting += 1
             try:
-                await asyncio.wait({view.task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
+                await asyncio.wait({task}, timeout=max(0.0, deadline_s - self._clock()) * PATIENCE)
             finally:
                 self._waiting -= 1
-        if not view.task.done() or view.task.cancelled():
+        if not task.done() or task.cancelled():
             self._counts["late"] += 1
             return ""
-        return exchange.exchange_id if view.task.result() else ""
+        return "" if task.result() is None else exchange.exchange_id
+
+    async def scores(self, exchange: Exchange) -> tuple[Score, ...] | None:
+        """What the champion made of its own tokens when it read them; None where it does not or could not."""
+        task = self._task(exchange)
+        if task is None:
+            return None
+        await asyncio.wait({task})  # who is cancelled here does not cancel the reading
+        return None if task.cancelled() else task.result()
 
     def release(self, exchange: Exchange) -> None:
         """It has ended for one challenger."""
@@ -105,26 +112,35 @@ class OwnView:
         """How many exchanges were read, and why others were not."""
         return {"fraction": self._fraction, "counts": dict(self._counts)}
 
-    async def _read(self, exchange: Exchange) -> bool:
-        """Whether the champion has read its answer and left what it saw."""
+    def _task(self, exchange: Exchange) -> asyncio.Task[tuple[Score, ...] | None] | None:
+        """The reading, begun by whoever asks first; None where the exchange was not chosen."""
+        view = self._views.get(exchange.exchange_id)
+        if view is None:
+            return None
+        if view.task is None:
+            view.task = asyncio.create_task(self._read(exchange), name="own-view")
+        return view.task
+
+    async def _read(self, exchange: Exchange) -> tuple[Score, ...] | None:
+        """The champion's scores of its answer, of which it has left what it saw; None where it could not read it."""
         assert self._engine is not None
         if not self._engine.health().ready:
             self._counts["not_ready"] += 1
-            return False
+            return None
         try:
             async with self._runs:
                 request = await self._engine.prepare(exchange)
-                await self._engine.score(replace(request, keep=exchange.exchange_id))
+                scores = await self._engine.score(replace(request, keep=exchange.exchange_id))
         except Unsupported as fault:
             self._counts[fault.reason] += 1
-            return False
+            return None
         except Exception as fault:
             with self._guard("divergence"):
                 raise
             self._counts[type(fault).__name__] += 1
-            return False
+            return None
         self._counts["read"] += 1
-        return True
+        return scores
 
 
 def why_none(champion: Any, challenger: Any) -> str:
