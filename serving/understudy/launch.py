@@ -5,7 +5,6 @@ Who has a Ray cluster uses ``serve run`` or ``serve deploy`` with understudy.app
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import click
 
+from understudy.api.routes import is_loopback
 from understudy.config import parse
 from understudy.door import Door
 from understudy.errors import ConfigError, EngineStartError
@@ -95,16 +95,6 @@ def _deployed(raw: Mapping[str, Any], door: str, *, quiet: bool) -> Iterator[Non
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def free_port() -> int:

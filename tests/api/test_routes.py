@@ -74,10 +74,16 @@ class FakeShadow:
 
 
 async def ask(
-    method: str, path: str, shadow: FakeShadow | None = None, *, key: str | None = None, **more: Any
+    method: str,
+    path: str,
+    shadow: FakeShadow | None = None,
+    *,
+    key: str | None = None,
+    peer: str = "127.0.0.1",
+    **more: Any,
 ) -> httpx.Response:
     app = build(shadow or FakeShadow(), key)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(peer, 4000))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path, **more)
 
@@ -330,3 +336,25 @@ async def test_a_wrong_method_is_refused_with_the_right_ones(method: str, path: 
 async def test_a_fault_inside_is_an_error_body_too_and_shows_nothing_of_the_inside() -> None:
     response = await ask("GET", "/shadow/status", FakeShadow(fault=RuntimeError("the inside")))
     assert "the inside" not in openai_error(response, 500)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@in_loop
+async def test_without_a_key_only_this_machine_is_served(method: str, path: str) -> None:
+    """Ray Serve's own default is to listen on every interface."""
+    shadow = FakeShadow()
+    for peer in ("10.1.2.3", "2001:db8::1", "testclient"):
+        assert "auth.shadow_key" in openai_error(await ask(method, path, shadow, peer=peer), 403)
+    assert not shadow.asked
+    with_key = {"authorization": "Bearer secret"}
+    assert (await ask(method, path, shadow, peer="10.1.2.3", key="secret", headers=with_key)).status_code != 403
+    assert (await ask(method, path, shadow, peer="::1")).status_code != 403
+
+
+@in_loop
+async def test_without_a_key_another_sites_page_gives_no_orders() -> None:
+    shadow = FakeShadow()
+    for origin in ("https://example.com", "null", "http://test:81"):
+        assert origin in openai_error(await ask("POST", "/shadow/pause", shadow, headers={"origin": origin}), 403)
+    assert not shadow.asked
+    assert (await ask("POST", "/shadow/pause", shadow, headers={"origin": "http://test"})).status_code == 200

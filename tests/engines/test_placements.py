@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders import in_loop
 
 from understudy.config import ModelSpec
 from understudy.engines import placements
@@ -23,7 +24,7 @@ from understudy.engines.placements import (
     group_shared,
     lora_rank,
 )
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, EngineStartError
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, present: bool = True) -> None:
@@ -209,3 +210,27 @@ def test_every_kind_of_weight_file_counts(suffix: str, tmp_path: Path) -> None:
 def test_a_model_that_is_not_on_this_disk_has_no_bytes_yet(tmp_path: Path) -> None:
     assert checkpoint_bytes("org/model") == 0
     assert checkpoint_bytes(str(tmp_path)) == 0
+
+
+@in_loop
+async def test_an_engine_process_that_ends_during_the_start_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody is to blame the first time; a server whose champion is dead is not handed on."""
+    starts: list[Any] = []
+
+    async def dying(_config: Any, engines: Any) -> None:
+        starts.append(engines)
+        if len(starts) <= num_deaths:
+            engines.champion_dead.set()
+
+    monkeypatch.setattr(placements, "start_all", dying)
+    config: Any = None
+    num_deaths = 1
+    engines = await placements.start(config, tmp_path)
+    assert engines is starts[1]
+    assert not engines.champion_dead.is_set()
+    num_deaths = 4
+    with pytest.raises(EngineStartError, match="ended twice"):
+        await placements.start(config, tmp_path)
+    assert len(starts) == 4

@@ -380,3 +380,48 @@ def test_how_a_champion_samples_on_the_cpu_does_not_depend_on_a_challenger_that_
     before = rejection_sampler.expand_batch_to_tokens
     host.prepare_cpu()  # of every engine process, whoever is in it
     assert rejection_sampler.expand_batch_to_tokens is not before
+
+
+@in_loop
+async def test_who_waits_for_a_call_to_an_engine_that_dies_hears_of_it() -> None:
+    """vLLM fails requests then, and leaves its utility calls waiting for ever."""
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from understudy.engines.vllm_engine import declare_dead
+
+    client: Any = AsyncMPClient.__new__(AsyncMPClient)
+    client.resources, client.outputs_queue = SimpleNamespace(engine_dead=False), asyncio.Queue()
+    client.utility_results, client.client_index = {}, 0
+    client._ensure_output_queue_task = lambda: None
+    client._send_input_message = lambda *_: asyncio.sleep(0)
+    client.encoder = SimpleNamespace(encode=lambda _: ())
+    call = asyncio.ensure_future(client._call_utility_async("understudy_start_scoring", engine=b"0"))
+    await asyncio.sleep(0)
+    assert client.utility_results
+    declare_dead(SimpleNamespace(engine_core=client))  # type: ignore[arg-type]
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(call, 10)
+
+
+@in_loop
+async def test_a_core_that_is_ready_and_does_not_answer_does_not_hold_up_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.engine import core_client
+
+    from understudy.engines import vllm_engine
+    from understudy.engines.processes import CoreSpec
+    from understudy.errors import EngineStartError
+    from understudy.meter.traffic import Traffic
+
+    class Silent:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            assert core_client.VLLM_ENGINE_READY_TIMEOUT_S <= 10
+            raise TimeoutError
+
+    monkeypatch.setattr(vllm_engine, "AsyncLLM", Silent)
+    monkeypatch.setattr(vllm_engine.AsyncEngineArgs, "create_engine_config", lambda *_: None)
+    monkeypatch.setattr(vllm_engine.Executor, "get_class", lambda *_: None)
+    with pytest.raises(EngineStartError, match="rival was ready and does not answer"):
+        vllm_engine.connect(CoreSpec.at("/tmp", "rival", 0, {"model": "m"}), Traffic())

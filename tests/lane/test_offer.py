@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -109,6 +110,16 @@ async def test_what_is_offered_before_the_start_is_taken_up_then() -> None:
     await stage_ear.hears(1)
     assert stage_ear.words() == ["compared"]
     await lane.close()
+
+
+@in_loop
+async def test_what_is_offered_before_the_end_is_counted_and_recorded() -> None:
+    """At a stop the server cuts off open answers, and these are offered a moment before the lane ends."""
+    async with running(WatchedEngine(gate=asyncio.Event())) as stage:
+        for number in range(50):
+            stage.lane.offer(Offer(exchange(f"x-{number}")))
+        await stage.lane.close()
+        assert stage.counts()["offered"] == stage.counts()["pending"] == len(stage.ear.accepted_ids) == 50
 
 
 @in_loop

@@ -134,3 +134,32 @@ def test_sigterm_ends_everything_and_the_next_start_goes_on_counting(
         # A server that is killed outright leaves nothing behind either.
         again.process.kill()
         wait_for(lambda: not [p for p in marked_processes(again.mark) if "engines.host" in p], 60)
+
+
+def test_a_model_on_two_devices_answers_and_is_compared(
+    config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Tensor parallelism: the model runners are in processes of their own, which only vLLM's executor reaches."""
+    folder = tmp_path_factory.mktemp("parallel")
+    model = config["champion"]["model"]
+    parallel = SMALL | {"tensor_parallel_size": 2}
+    raw = config | {
+        "champion": {"model": model, "name": "champ", "engine_args": parallel},
+        "challenger": {"model": model, "name": "rival", "engine_args": parallel},
+        "shadow": {},
+        "record": {"url": str(folder / "record")},
+    }
+    with running(raw, folder) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            prompt = " ".join(["the quick brown fox"] * 20)
+            seeded = client.completions.create(model="champ", prompt=prompt, max_tokens=12, seed=5, temperature=1.0)
+            again = client.completions.create(model="champ", prompt=prompt, max_tokens=12, seed=5, temperature=1.0)
+        assert seeded.choices[0].text == again.choices[0].text != ""
+        answer = ask(server)
+        status = settled(server)
+        assert status["counts"]["compared"] == status["counts"]["offered"] == 3, status["counts"]
+        (rival,) = status["challengers"]
+        assert rival["scoring"]["path"] == "vllm"
+        assert rival["weights"]["own_bytes"] > 0
+        (seen,) = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()["exchanges"]
+        assert seen["comparisons"]["rival"]["values"]["exact_match"] == 1.0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -134,9 +137,14 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
 
 
 def guarded(handler: Handler, key: str | None) -> Handler:
-    """Require ``Authorization: Bearer KEY`` where a key is configured."""
+    """Require ``Authorization: Bearer KEY`` where a key is configured; without one serve this machine alone.
+
+    ``understudy serve`` refuses to listen elsewhere without a key. With ``serve run`` and ``serve deploy`` the address
+    is Ray's, whose default is every interface, and what /shadow shows are users' prompts. A browser on this machine
+    sends what any page tells it to: it says which page that was.
+    """
     if key is None:
-        return handler
+        return partial(_for_this_machine, handler)
 
     async def checked(request: Request) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -165,6 +173,25 @@ def actor_of(request: Request, key: str | None) -> str:
     return f"{name or 'unnamed'} ({'unauthenticated' if key is None else 'shadow key'}, from {peer})"
 
 
+async def _for_this_machine(handler: Handler, request: Request) -> Response:
+    if request.client is not None and not is_loopback(request.client.host):
+        return error(403, "/shadow is for this machine only, unless it has a key of its own (auth.shadow_key)")
+    origin = request.headers.get("origin")
+    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        return error(403, f"/shadow takes no orders from a page of {origin}, unless it has a key (auth.shadow_key)")
+    return await handler(request)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 async def read_json(request: Request) -> dict[str, Any] | Response:
     """The body as a JSON object, or the answer that says what is wrong with it."""
     raw = bytearray()
@@ -183,7 +210,7 @@ async def read_json(request: Request) -> dict[str, Any] | Response:
 
 def error(status: int, message: str) -> JSONResponse:
     """An OpenAI error body."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 500: "server_error"}
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 500: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     body = {"message": message, "type": kind, "param": None, "code": status}
     return JSONResponse({"error": body}, status_code=status)

@@ -79,12 +79,14 @@ def identity(config: VllmConfig) -> tuple[Any, ...]:
     )
 
 
-def weights_of(model: nn.Module, checkpoint_bytes: int) -> Weights:
-    """What a model that was built takes.
+def weights_of(model: nn.Module | None, checkpoint_bytes: int) -> Weights:
+    """What a model that was built takes; of one in processes of its own (None) the files say it.
 
     On the CPU loading packs weights into closures, where nobody can count them, so they are counted from the shapes
     that were taken over, or from the files that were read (``checkpoint_bytes``; 0 is not known).
     """
+    if model is None:
+        return Weights(0, checkpoint_bytes)
     adapters = sum(bytes_of(tensor) for tensor in adapters_of(model))
     shared: int | None = getattr(model, "understudy_shared_bytes", None)
     if shared is not None:

@@ -157,7 +157,7 @@ class Core:
         self._num_scheduled = 0
         self._launched: deque[tuple[int, Any, Any]] = deque()
         self._count_tokens()
-        seeds.install(self.runner)
+        seeds.install(self.engine)
         self.leave()
 
     def has_mail(self) -> bool:
@@ -250,8 +250,9 @@ class Core:
 
     @property
     def runner(self) -> Any:
-        """vLLM's model runner."""
-        return self.engine.model_executor.driver_worker.worker.model_runner
+        """vLLM's model runner; None where it is in processes of its own (tensor parallelism)."""
+        worker = getattr(self.engine.model_executor, "driver_worker", None)
+        return None if worker is None else worker.worker.model_runner
 
     @property
     def max_tokens(self) -> int:

@@ -113,6 +113,13 @@ def skip_absent_head_adapter() -> None:
     Adapted._get_logits = get_without_adapter
 
 
+def mend_worker(_worker: Any, engine_pid: int) -> None:
+    """Of a model on several devices each has a worker process, and what is mended here is to be mended there too."""
+    if os.getpid() != engine_pid:
+        prepare_cpu()
+        skip_absent_head_adapter()
+
+
 def build(
     plans: Sequence[CorePlan], has_champion: bool, wake: threading.Event, events: Events, flight: Flight
 ) -> list[Core]:
@@ -126,12 +133,15 @@ def build(
             config, champion = plan.config(), cores[0] if has_champion and cores else None
             aliased = (
                 champion is not None
+                and champion.runner is not None
                 and "load_format" not in plan.engine_args  # who says how to load wants it loaded
                 and alias(config, champion.engine.vllm_config, champion.runner.model)
             )
             refuse_if_too_large(plan, aliased=aliased)
             cores.append(Core(plan, config, index, is_champion=is_champion, wake=wake))
-            weights = weights_of(cores[-1].runner.model, checkpoint_bytes(plan.engine_args["model"]))
+            cores[-1].engine.model_executor.collective_rpc(mend_worker, args=(os.getpid(),))
+            model = getattr(cores[-1].runner, "model", None)
+            weights = weights_of(model, checkpoint_bytes(plan.engine_args["model"]))
         except Exception as fault:
             traceback.print_exc()
             events.send("failed", plan.name, error=f"{type(fault).__name__}: {fault}")
@@ -160,7 +170,7 @@ def drive(cores: Sequence[Core], champion: Core | None, wake: threading.Event, e
     )
     if champion is not None:
         for core in cores:
-            if core is not champion:
+            if core is not champion and core.runner is not None:
                 preempt.install(core.runner, driver.yield_to_champion)
     try:
         driver.run()

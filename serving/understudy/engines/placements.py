@@ -269,9 +269,10 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
 
     Raises:
         ConfigError: the placement or the champion cannot be had.
-        EngineStartError: the champion did not come up.
+        EngineStartError: the champion did not come up, or ended twice during the start.
     """
     quarantine = Quarantine.open(folder)
+    blameless = 0
     while True:
         before, sockets = quarantine.names(), socket_folder()
         engines = Engines(None, [], [], sockets, asyncio.Event(), quarantine, folder or Path(sockets))
@@ -285,10 +286,13 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
             await engines.close()
             raise
         else:
-            if quarantine.names() == before or not engines.champion_dead.is_set():
+            if not engines.champion_dead.is_set():
                 return engines
             await engines.close()
-        log.error("starting again without %s", ", ".join(set(quarantine.names()) - set(before)))
+        blameless += quarantine.names() == before
+        if blameless > 1:
+            raise EngineStartError("the champion's engine process ended twice during the start")
+        log.error("starting again without %s", ", ".join(set(quarantine.names()) - set(before)) or "knowing who it was")
 
 
 async def start_all(config: Config, engines: Engines) -> None:

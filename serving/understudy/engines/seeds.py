@@ -14,10 +14,15 @@ import numpy
 from vllm.platforms import current_platform
 
 
-def install(runner: Any) -> None:
-    """Make it so for one model runner (V1); does nothing on a device whose generators have an offset."""
-    if current_platform.device_type != "cpu":
-        return
+def install(core: Any) -> None:
+    """Make it so in every worker of vLLM's EngineCore; does nothing on a device whose generators have an offset."""
+    if current_platform.device_type == "cpu":
+        core.model_executor.collective_rpc(install_in_worker)
+
+
+def install_in_worker(worker: Any) -> None:
+    """Runs in the worker, which may be a process of its own: its model runner (V1) keeps the states."""
+    runner = worker.model_runner
     sample, bookkeeping = runner._sample, runner._bookkeeping_sync
 
     def unfinished() -> dict[int, Any]:

@@ -146,7 +146,7 @@ class DraftProposer:
         runner.input_batch.logitsprocs = LogitsProcessors(make(*arguments) for make in BUILTIN_LOGITS_PROCESSORS)
         runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens
         if runner.device.type == "cpu":
-            mend_cpu_sampler()  # host.prepare_cpu() did, except where the worker is a process of its own
+            mend_cpu_sampler()  # host.prepare_cpu() did, except where no host did
         self._runner = runner
 
     def propose(self, sampled_token_ids: Sequence[Sequence[int]], *_args: Any, **_kwargs: Any) -> list[list[int]]:

@@ -29,6 +29,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 from vllm.tokenizers import get_tokenizer
 from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import core_client
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor import Executor
@@ -40,30 +41,40 @@ from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
-from understudy.errors import ConfigError, EngineDead, EngineError, OutOfMemory, Unsupported
+from understudy.errors import ConfigError, EngineDead, EngineError, EngineStartError, OutOfMemory, Unsupported
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic, share_of
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
 
 Result = TypeVar("Result")
+ANSWER_TIMEOUT_S = 10
+"""Of a core that said it is ready. The event loop stands still meanwhile; vLLM's own is 600 s."""
 
 
 def connect(spec: CoreSpec, traffic: Traffic) -> AsyncLLM:
     """An AsyncLLM on a core that is ready. Its constructor blocks until the core answers, which it already has.
 
-    ``traffic`` counts what the engine does, unless the user turned its statistics off (``disable_log_stats``).
+    Args:
+        traffic: counts what the engine does, unless the user turned its statistics off (``disable_log_stats``).
+
+    Raises:
+        EngineStartError: it does not answer: its process ended after it was ready.
     """
     args = AsyncEngineArgs(**speculate.without_speculation(spec.engine_args))
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-    return AsyncLLM(
-        config,
-        Executor.get_class(config),
-        log_stats=not args.disable_log_stats,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        stat_loggers=None if args.disable_log_stats else [lambda _config, _index: traffic],
-        log_requests=args.enable_log_requests,
-        client_addresses={"input_address": spec.input_address, "output_address": spec.output_address},
-    )
+    core_client.VLLM_ENGINE_READY_TIMEOUT_S = ANSWER_TIMEOUT_S
+    try:
+        return AsyncLLM(
+            config,
+            Executor.get_class(config),
+            log_stats=not args.disable_log_stats,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=None if args.disable_log_stats else [lambda _config, _index: traffic],
+            log_requests=args.enable_log_requests,
+            client_addresses={"input_address": spec.input_address, "output_address": spec.output_address},
+        )
+    except TimeoutError as fault:
+        raise EngineStartError(f"{spec.name} was ready and does not answer") from fault
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
@@ -86,6 +97,9 @@ def declare_dead(llm: AsyncLLM) -> None:
     client = llm.engine_core
     client.resources.engine_dead = True
     client.outputs_queue.put_nowait(EngineDeadError())
+    for waiting in client.utility_results.values():  # of these vLLM itself fails none
+        if not waiting.done():
+            waiting.set_exception(EngineDeadError())
 
 
 async def connect_champion(

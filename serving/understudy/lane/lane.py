@@ -190,8 +190,10 @@ class Lane:
             self._tasks.append(asyncio.create_task(self._run_side(side), name=f"lane-{side.engine.name}"))
 
     async def close(self) -> None:
-        """Stop. What is pending stays pending in the record and ends as expired at the next start."""
+        """Stop. What was offered is counted and recorded; what is pending ends as expired at the next start."""
         self._closing = True
+        while self._inbox or self._unseen:
+            self._take_next()
         running = [task for side in self.sides.values() for task in side.running]
         for task in (*self._tasks, *running):
             task.cancel()
@@ -261,15 +263,18 @@ class Lane:
             await self._wake.wait()
             self._wake.clear()
             while self._inbox or self._unseen:
-                with self.guard("intake"):
-                    if self._inbox:
-                        offered, size_bytes = self._inbox.popleft()
-                        self._inbox_bytes -= size_bytes
-                        self._take_one(offered)
-                    else:
-                        self._tell_unseen(self._unseen.popleft(), Ending(State.SHED, "inbox_full"))
-                self._moved.set()
+                self._take_next()
                 await asyncio.sleep(0)  # the champion's answers come first, also in this loop
+
+    def _take_next(self) -> None:
+        with self.guard("intake"):
+            if self._inbox:
+                offered, size_bytes = self._inbox.popleft()
+                self._inbox_bytes -= size_bytes
+                self._take_one(offered)
+            else:
+                self._tell_unseen(self._unseen.popleft(), Ending(State.SHED, "inbox_full"))
+        self._moved.set()
 
     def _take_one(self, offered: Offered) -> None:
         for side in self.sides.values():
