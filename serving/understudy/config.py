@@ -54,7 +54,7 @@ class Limits:
     """What the lane may take."""
 
     max_pending: int = _positive(1024, "a whole number above 0: exchanges that wait for one challenger")
-    max_concurrency: int = _positive(4, "a whole number above 0: exchanges that one challenger works on at a time")
+    max_concurrency: int = _positive(16, "a whole number above 0: exchanges that one challenger works on at a time")
     deadline_s: float = _positive(120.0, "seconds above 0, from the end of the answer to the end of the shadow work")
     max_tokens_per_s: float | None = _positive(None, "tokens per second above 0, read and generated, or null")
     yield_above: int = _positive(32, "a whole number above 0: no shadow work starts while the champion has more")
@@ -86,7 +86,10 @@ class ShadowSpec:
         "a fraction from 0 to 1: of the sampled exchanges, those on which whole distributions are compared",
         lambda value: 0.0 <= value <= 1.0,
     )
-    max_step_ms: float = _positive(10.0, "milliseconds above 0: what the champion may have to wait for a challenger")
+    max_step_ms: float | None = _positive(
+        None,
+        "milliseconds above 0 that the champion may have to wait for a challenger, or null: 3 on the CPU, 10 on a GPU",
+    )
     min_device_share: float = option(
         0.01,
         "a fraction from 0 to 0.5: what challengers get while the champion is busy",

@@ -66,11 +66,13 @@ def test_the_figures_of_a_core_are_its_own(recorder: Flight) -> None:
     seen = recorder.steps(1)
     assert (seen.steps, seen.tokens, seen.slices, seen.max_tokens) == (1, 7, 100, 64)
     assert (seen.over_limit, seen.guaranteed, seen.yielded) == (2, 1, 1)
-    assert seen.longest_ms == 500.0
+    assert (seen.longest_ms, seen.max_ms) == (500.0, 10.0)
     assert 250.0 <= seen.p99_ms <= 250.0 * 2**0.5
     assert seen.busy_s == pytest.approx(0.848)
     for other in (0, 2):
-        assert recorder.steps(other).slices == 0
+        assert (recorder.steps(other).slices, recorder.steps(other).max_ms) == (0, None)
+    recorder.slice(0, 0.001, float("inf"))  # nobody waits for it, and JSON has no infinity
+    assert recorder.steps(0).max_ms is None
     recorder.forget_slices(1)
     after = recorder.steps(1)
     assert (after.slices, after.longest_ms, after.p99_ms, after.over_limit) == (0, 0.0, 0.0, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.builders import in_loop
 
-from understudy.config import ModelSpec
+from understudy.config import ModelSpec, ShadowSpec
 from understudy.engines import placements
 from understudy.engines.memory import checkpoint_bytes
 from understudy.engines.placements import (
@@ -23,6 +23,7 @@ from understudy.engines.placements import (
     group_dedicated,
     group_shared,
     lora_rank,
+    max_step_ms,
 )
 from understudy.errors import ConfigError, EngineStartError
 
@@ -234,3 +235,12 @@ async def test_an_engine_process_that_ends_during_the_start_is_started_once_more
     with pytest.raises(EngineStartError, match="ended twice"):
         await placements.start(config, tmp_path)
     assert len(starts) == 4
+
+
+@pytest.mark.parametrize(("present", "usual"), [(False, 3.0), (True, 10.0)])
+def test_what_the_champion_may_wait_is_a_layer_on_the_cpu_and_a_step_on_a_gpu(
+    present: bool, usual: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch, present)
+    assert max_step_ms(ShadowSpec()) == usual
+    assert max_step_ms(ShadowSpec(max_step_ms=7.0)) == 7.0

@@ -35,7 +35,7 @@ _OWNER, _OWNER_STARTED, _PID, _PID_STARTED, _NUM_CORES = range(7, 12)
 HEADER = 16
 
 # A core, one double each; the histogram of its slices follows.
-STEPS, BUSY_S, TOKENS, SLICES, LONGEST_S, OVER, LIMIT, YIELDED, GUARANTEED = range(9)
+STEPS, BUSY_S, TOKENS, SLICES, LONGEST_S, OVER, LIMIT, YIELDED, GUARANTEED, MAX_S = range(10)
 HISTOGRAM = 12
 NUM_BUCKETS = 44
 SHORTEST_S = 20e-6  # the upper edge of the first bucket; each next one is larger by the square root of 2
@@ -63,8 +63,10 @@ class Steps:
     slices: int = 0
     longest_ms: float = 0.0
     p99_ms: float = 0.0
+    max_ms: float | None = None
+    """What a slice may take, shadow.max_step_ms; None where nobody waits for it, or before the first."""
     over_limit: int = 0
-    """Slices that took longer than shadow.max_step_ms."""
+    """Slices that took longer."""
     max_tokens: int = 0
     """Tokens that its next step may have; it follows from the steps before."""
     yielded: int = 0
@@ -131,6 +133,7 @@ class Flight:
         at[base + SLICES] += 1
         at[base + HISTOGRAM + bucket_of(elapsed_s)] += 1
         at[base + LONGEST_S] = max(at[base + LONGEST_S], elapsed_s)
+        at[base + MAX_S] = limit_s
         if elapsed_s > limit_s:
             at[base + OVER] += 1
         if guaranteed:
@@ -209,6 +212,7 @@ class Flight:
             slices=int(at[SLICES]),
             longest_ms=round(at[LONGEST_S] * 1e3, 3),
             p99_ms=round(min(at[LONGEST_S], quantile(list(at[HISTOGRAM:]), 0.99)) * 1e3, 3),
+            max_ms=round(at[MAX_S] * 1e3, 3) if 0.0 < at[MAX_S] < math.inf else None,
             over_limit=int(at[OVER]),
             max_tokens=int(at[LIMIT]),
             yielded=int(at[YIELDED]),

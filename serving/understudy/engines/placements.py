@@ -45,6 +45,7 @@ CHALLENGER_KV_CPU_BYTES = 1 * GIB
 FLOOR = "(noise floor)"  # no model of the configuration: its core's name in the log and in events
 FLOOR_KV_PART = 4  # of the champion's KV cache
 # A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
+MAX_STEP_CPU_MS, MAX_STEP_GPU_MS = 3.0, 10.0
 CHALLENGER_STEP = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
 
 
@@ -195,6 +196,12 @@ def floor_model(champion: ModelSpec) -> ModelSpec:
     kv_bytes = args.get("kv_cache_memory_bytes") or CHAMPION_KV_CPU_BYTES
     mine = {"kv_cache_memory_bytes": kv_bytes // FLOOR_KV_PART, **CHALLENGER_STEP, "disable_log_stats": True}
     return replace(champion, name=FLOOR, engine_args=args | mine)
+
+
+def max_step_ms(shadow: ShadowSpec) -> float:
+    """What a slice may take. On the CPU it is a part of a step (preempt.py), on a GPU a whole one."""
+    usual = MAX_STEP_GPU_MS if gpu_present() else MAX_STEP_CPU_MS
+    return usual if shadow.max_step_ms is None else shadow.max_step_ms
 
 
 def wants_speculation(shadow: ShadowSpec) -> bool:
@@ -401,7 +408,7 @@ def launch(
             on_dead=deaths.tell,
             flight=flight.create(engines.home, Path(engines.folder), f"flight-{os.getpid()}-{number}", names),
             on_crash=engines.crashed,
-            max_step_ms=config.shadow.max_step_ms,
+            max_step_ms=max_step_ms(config.shadow),
             min_device_share=config.shadow.min_device_share,
         )
         engines.processes.append(process)

@@ -20,7 +20,7 @@ Point = Callable[[], None]
 
 
 def install(runner: Any, point: Point) -> int:
-    """Put ``point`` before each attention layer, before the logits and before what is made of them.
+    """Put ``point`` before the layers, before each attention, before the logits and before what is made of them.
 
     Args:
         runner: vLLM's model runner (V1).
@@ -36,7 +36,7 @@ def install(runner: Any, point: Point) -> int:
         for layer in runner.vllm_config.compilation_config.static_forward_context.values()
         if hasattr(getattr(layer, "impl", None), "forward")
     ]
-    places.append((runner.model, "compute_logits"))
+    places += [(runner, "_model_forward"), (runner.model, "compute_logits")]
     places += [(runner.sampler, name) for name in ("forward", "compute_logprobs", "gather_logprobs")]
     runner.understudy_point = point  # scorer.py asks it between rows
     for owner, name in places:
