@@ -220,8 +220,8 @@ def test_nobody_touched_it(url: str, key: str, tmp_path: Path) -> None:
     run = CliRunner().invoke
     done = run(cli, ["audit", "verify", url, "--public-key", key])
     assert (done.exit_code, "nothing was found" in done.output) == (0, True), done.output
-    log = max((Path(url) / "replica-0").glob("segment-*.jsonl"))
-    before = log.read_bytes()
+    logs = {path: path.read_bytes() for path in (Path(url) / "replica-0").glob("segment-*.jsonl")}
+    log, before = next((path, content) for path, content in logs.items() if b'"label":"refund"' in content)
     log.write_bytes(before.replace(b'"label":"refund"', b'"label":"defund"'))
     done = run(cli, ["audit", "verify", url, "--public-key", key])
     log.write_bytes(before)

@@ -19,6 +19,7 @@ from understudy.record import erase
 from understudy.record.keeper import RecordKeeper
 from understudy.record.lines import segments
 from understudy.record.lock import FolderLock
+from understudy.record.manifest import Manifest
 from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording, secret_in
 from understudy.record.scanning import sources_at
@@ -93,13 +94,7 @@ def retain(recording: Recording, source: Source, enter: Enter, now_unix_s: float
     if recording.spec.retention_s is None:
         return 0
     oldest_unix_s = now_unix_s - recording.spec.retention_s
-    manifests = [source.manifest(number) for number in source.sealed()]
-    present = set(recording.store.list("segments"))
-    expired = [
-        each
-        for each in manifests
-        if each.last_unix_s < oldest_unix_s and any(file.path in present for file in each.files)
-    ]
+    expired = list(_expired(source, oldest_unix_s))
     if expired:
         enter("retention", {"before_unix_s": oldest_unix_s, "segments": [each.segment for each in expired]})
         with sealing(recording.log):
@@ -107,6 +102,21 @@ def retain(recording: Recording, source: Source, enter: Enter, now_unix_s: float
                 for file in each.files:
                     recording.store.delete(file.path)
     return len(expired)
+
+
+def _expired(source: Source, oldest_unix_s: float) -> Iterator[Manifest]:
+    """Segments that have files and no record that is younger, oldest first.
+
+    Up to the first that is too young, for those after it are younger: a store is asked for two lists and one manifest,
+    however long the record is.
+    """
+    sealed = set(source.sealed())
+    names = (path.rpartition("/")[2].removesuffix(".parquet") for path in source.store.list("segments"))
+    for number in sorted({int(name) for name in names if name.isdecimal()} & sealed):
+        manifest = source.manifest(number)
+        if manifest.last_unix_s >= oldest_unix_s:
+            return
+        yield manifest
 
 
 @contextmanager
@@ -181,12 +191,8 @@ def needs_care(recording: Recording, *, is_orphan: bool = False) -> bool:
         return True
     if recording.spec.retention_s is None:
         return False
-    source, present = Source(recording.log, recording.store), set(recording.store.list("segments"))
-    manifests = (source.manifest(number) for number in source.sealed())
-    return any(
-        each.last_unix_s < now_unix_s - recording.spec.retention_s and any(file.path in present for file in each.files)
-        for each in manifests
-    )
+    source = Source(recording.log, recording.store)
+    return any(True for _ in _expired(source, now_unix_s - recording.spec.retention_s))
 
 
 def erase_now(spec: RecordSpec, tags: Sequence[str], by: str | None = None) -> Iterator[str]:

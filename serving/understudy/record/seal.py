@@ -50,9 +50,9 @@ def seal(source: Source, writer: str, *, include_newest: bool = False, sign: Sig
         OSError: the store does not take the segment; the log is as it was.
     """
     with sealing(source.log):
-        numbers, made = segments(source.log), []
+        numbers, made, sealed = segments(source.log), [], set(source.sealed())
         for number in numbers if include_newest else numbers[:-1]:
-            if number not in source.sealed():
+            if number not in sealed:
                 made.append(seal_segment(source, number, writer, sign))
             retire(source.log, number)
     return made

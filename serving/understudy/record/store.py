@@ -168,7 +168,8 @@ class RemoteStore:
                 found = fs.find(self._at(prefix), withdirs=False)
         except FileNotFoundError:
             return []
-        return sorted(posixpath.relpath(path, self._root) for path in found)
+        # A console marks a folder with an empty object of that name.
+        return sorted(posixpath.relpath(path, self._root) for path in found if not path.endswith("/"))
 
     def delete(self, path: str) -> None:
         """See Store."""
