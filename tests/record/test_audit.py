@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -116,6 +117,44 @@ def test_a_line_of_the_log(folder: Path, what: str) -> None:
     assert path.name in found[0]
 
 
+def of_version_1(*documents: bytes) -> bytes:
+    return b"".join(b'{"crc":"%08x",%b\n' % (zlib.crc32(one[1:]), one[1:]) for one in documents)
+
+
+FORGED = of_version_1(
+    b'{"v":1,"kind":"feedback","id":"ex-1","label":"forged","at_unix_s":1.0}',
+    b'{"v":1,"kind":"feedback","id":"ex-2","label":"forged","at_unix_s":1.0}',
+)
+
+
+def test_records_of_version_1_are_found_unless_somebody_says_how_many_there_are(tmp_path: Path) -> None:
+    keeper = open_keeper(tmp_path / "replica-0")
+    keeper.append(accepted(1))
+    keeper.close()
+    path = segment_path(tmp_path / "replica-0", 1)
+    path.write_bytes(FORGED + path.read_bytes())
+    run = CliRunner().invoke
+    for _ in range(2):  # in the log, then sealed
+        (found,) = findings(tmp_path / "replica-0")
+        assert "byte 0: a record without a chain, the first of 2 before record 0, where 0" in found
+        assert len(findings(tmp_path / "replica-0", allow_version_1=1)) == 1
+        assert findings(tmp_path / "replica-0", allow_version_1=2) == []
+        for number, code, says in ((0, 1, "inserted"), (1, 1, "inserted"), (2, 0, "nothing was"), (3, 1, "1 of the")):
+            done = run(cli, ["audit", "verify", str(tmp_path), "--allow-version-1", str(number)])
+            assert (done.exit_code, says in done.output) == (code, True), done.output
+        seal(Source.at(tmp_path / "replica-0"), "replica-0", include_newest=True)
+
+
+def test_a_record_of_version_1_among_others(folder: Path) -> None:
+    path, all = lines(folder)
+    path.write_bytes(b"".join([*all, FORGED]))
+    assert all_say("inserted", findings(folder, allow_version_1=2))
+
+
+def all_say(word: str, found: list[str]) -> bool:
+    return bool(found) and all(word in one for one in found)
+
+
 def test_a_whole_file_of_the_log_or_its_end(folder: Path) -> None:
     path, all = lines(folder)
     path.write_bytes(b"".join(all[:-1]))
@@ -151,6 +190,7 @@ SEALED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "a hash": (lambda rows: rows[1].update(sha=bytes(32)), "record 1 (ended ex-0): changed"),
     "dropped": (lambda rows: rows.pop(1), "record 1 should come before it"),
     "reordered": (swap, "record 0 should come before it"),
+    "half erased": (lambda rows: rows[1].update(document=None), "was erased and still has v, at_unix_s, rollout"),
     "erased without an entry": (erase, "no entry says that it was erased"),
 }
 

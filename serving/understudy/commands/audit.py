@@ -19,7 +19,9 @@ def command() -> None:
 @click.argument("url", default="understudy-data")
 @click.option("--spool", type=click.Path(file_okay=False, path_type=Path), help="Where the logs are, if not in URL.")
 @click.option("--public-key", help="Every signature must be by this key (hex).")
-def verify(url: str, spool: Path | None, public_key: str | None) -> None:
+@click.option("--allow-version-1", "old", type=click.IntRange(0), default=0, metavar="N",
+              help="N records of version 1, which has no chain, are known to be in it.")  # fmt: skip
+def verify(url: str, spool: Path | None, public_key: str | None, old: int) -> None:
     """Go through the record at URL and name every record that was changed, dropped, reordered or inserted.
 
     Exit code 0: nothing was found; 1: something was.
@@ -29,7 +31,8 @@ def verify(url: str, spool: Path | None, public_key: str | None) -> None:
 
     found = False
     for source in sources_at(url, spool):
-        done = audit(source, source.log.name, public_key)
+        done = audit(source, source.log.name, public_key, allow_version_1=old)
+        old = max(0, old - done.num_unchained)
         for finding in done.findings:
             click.echo(finding)
         found = found or bool(done.findings)
@@ -42,6 +45,9 @@ def verify(url: str, spool: Path | None, public_key: str | None) -> None:
         )
         for key in sorted(done.keys):
             click.echo(f"{done.writer}: signed by {key}" + ("" if public_key else " (is it yours? --public-key KEY)"))
+    if old:
+        click.echo(f"{old} of the records of version 1 are not there: dropped")
+        found = True
     click.echo("something is not as its writer left it" if found else "nothing was found")
     sys.exit(int(found))
 

@@ -4,16 +4,20 @@ What is checked, from the first record to the last: that every document has its 
 from the one before; that numbers have no gap, no repetition and their order; that the columns of sealed segments
 follow from the documents; that a segment's root, counts and chain are its manifest's, and manifests name the one
 before; that manifests and checkpoints carry valid signatures; that what is missing (a tombstone, a segment's files)
-was entered.
+was entered, and that a tombstone says no more. Records of version 1 have no chain: they are found unless somebody says
+how many there are.
 
-What it cannot see: records cut from the end, back to the last checkpoint that somebody knows of. So the summary says
-the number of records and the head: keep it elsewhere. And without a key whoever can write the record can write all of
-its chain anew.
+What it cannot see: what follows the last checkpoint or manifest that is signed. Whoever can write the record can cut it
+off there, or write it anew with hashes and a chain of its own; without a key that is the whole record. So the summary
+says the number of records and the head: keep them elsewhere, and compare.
+
+A server may be writing, sealing, erasing and removing meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -38,6 +42,7 @@ class Audit:
         writer: whose record.
         findings: what is not as it was left; each names the place, and the record where there is one.
         num_records: chained records seen, of which ``num_erased`` are tombstones; ``num_unchained`` of version 1.
+            Lines that are not what was written are findings, and in none of these.
         head: hex; the chain after the last of them.
         num_checkpoints, num_segments: of which each is signed, or ``num_unsigned`` are not.
         keys: the public keys that signed, in hex.
@@ -66,18 +71,19 @@ class _Link:
     document: bytes | None
 
 
-def audit(source: Source, writer: str, public_key: str | None = None) -> Audit:
+def audit(source: Source, writer: str, public_key: str | None = None, *, allow_version_1: int = 0) -> Audit:
     """Verify one writer's record; one row group at a time is in memory, and a few bytes for each record.
 
     Args:
         source: whose record.
         writer: its name, which its checkpoints sign.
         public_key: hex; every signature must be by this one.
+        allow_version_1: so many records of version 1, before all others, are known to be the writer's.
 
     Raises:
         RecordError: the record cannot be read at all. A file that cannot be is a finding.
     """
-    return _Auditor(source, writer, public_key).run()
+    return _Auditor(source, writer, public_key).run(allow_version_1)
 
 
 class _Auditor:
@@ -88,19 +94,26 @@ class _Auditor:
         self._gone: dict[int, str] = {}  # segments without files
         self._entered_ns: set[int] = set()
         self._entered_segments: set[int] = set()
+        self._first_unchained = ""
         self.audit = Audit(writer)
 
-    def run(self) -> Audit:
-        sealed, logged = set(self._source.sealed()), segments(self._source.log)
+    def run(self, allow_version_1: int) -> Audit:
+        logged = segments(self._source.log)  # before the sealed ones: one may be sealed, and retired, in between
+        sealed = set(self._source.sealed())
         numbers = sorted(sealed.union(logged))
         for number in numbers:
             if number > numbers[0] and number - 1 not in numbers:
                 self._find(f"segment {number - 1}: neither a log file nor a manifest is there")
-            if number in sealed:
+            if number in sealed or not self._logged(number, is_last=number == numbers[-1]):
                 self._sealed(number)
-            else:
-                self._logged(number, is_last=number == numbers[-1])
-        self._removals()
+        if self.audit.num_unchained > allow_version_1:
+            self._find(
+                f"{self._first_unchained}: a record without a chain, the first of {self.audit.num_unchained} before "
+                f"record 0, where {allow_version_1} of version 1 are allowed: inserted"
+            )
+        if self._unexplained():
+            self._hear_since(numbers[-1])
+        self.audit.findings += self._unexplained()
         self.audit.head = self._chain.head.hex()
         return self.audit
 
@@ -161,33 +174,42 @@ class _Auditor:
             self._find(f"{place}: its chain ends elsewhere than its manifest says")
 
     def _columns(self, row: Mapping[str, Any], document: bytes | None, where: str) -> None:
-        if document is None or sha256(document).digest() != row["sha"]:
-            return  # erased, or a finding already
+        if document is None:
+            left = [name for name in _FROM_DOCUMENT if row[name] is not None and name != "document"]
+            if left:
+                self._find(f"{where}: record {row['n']} was erased and still has {', '.join(left)}")
+            return
+        if sha256(document).digest() != row["sha"]:
+            return  # a finding already
         made = row_or_damaged(document)
         wrong = [name for name in ("kind", *_FROM_DOCUMENT) if repr(row.get(name)) != repr(made.get(name))]
         if wrong:
             self._find(f"{where}: record {row['n']}: columns that are not the document's: {', '.join(wrong)}")
 
-    def _logged(self, number: int, *, is_last: bool) -> None:
-        for where, line in self._lines(number):
-            links = links_of(line)
-            if not line.endswith(b"\n") and is_last:
-                return  # being written
-            if links is None:
-                self._unchained(not is_whole(line), where)
-                continue
-            n, sha, chain = links
-            self._link(_Link(where, n, sha, chain, record_of(line)))
+    def _logged(self, number: int, *, is_last: bool) -> bool:
+        """False: there is no such file any more."""
+        try:
+            for where, line in self._lines(number):
+                links = links_of(line)
+                if not line.endswith(b"\n") and is_last:
+                    break  # being written
+                if links is None:
+                    self._unchained(not is_whole(line), where)
+                    continue
+                n, sha, chain = links
+                self._link(_Link(where, n, sha, chain, record_of(line)))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._find(f"{segment_path(self._source.log, number).name}: {error}")
+        return True
 
     def _lines(self, number: int) -> Iterator[tuple[str, bytes]]:
         path, offset = segment_path(self._source.log, number), 0
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    yield f"{path.name}, byte {offset}", line
-                    offset += len(line)
-        except OSError as error:
-            self._find(f"{path.name}: {error}")
+        with path.open("rb") as file:
+            for line in file:
+                yield f"{path.name}, byte {offset}", line
+                offset += len(line)
 
     def _link(self, link: _Link) -> None:
         """One chained record: its number, its hash, its link, and what it says about others."""
@@ -215,21 +237,41 @@ class _Auditor:
 
     def _listen(self, link: _Link, name: str) -> None:
         assert link.document is not None
-        if b'"kind":"control"' not in link.document[:200]:
-            return
         try:
-            control = decode(link.document)
+            control = control_of(link.document)
         except RecordError as error:
             self._find(f"{name}: {error}")
             return
-        detail = control.get("detail") or {}
-        match control.get("action"):
-            case "checkpoint":
+        match control:
+            case {"action": "checkpoint", "detail": dict(detail)}:
                 self._checkpoint(detail, name)
-            case "erase":
-                self._entered_ns.update(detail["records"])
-            case "retention":
-                self._entered_segments.update(detail["segments"])
+        self._hear(control)
+
+    def _hear(self, control: Mapping[str, Any]) -> None:
+        """What an entry says was taken out."""
+        match control:
+            case {"action": "erase", "detail": {"records": [*erased]}}:
+                self._entered_ns.update(one for one in erased if isinstance(one, int))
+            case {"action": "retention", "detail": {"segments": [*removed]}}:
+                self._entered_segments.update(one for one in removed if isinstance(one, int))
+
+    def _hear_since(self, number: int) -> None:
+        """Entries that were made while the rest was read, in this segment or later ones; not audited this time."""
+        listed = {*segments(self._source.log), *self._source.sealed()}
+        for later in sorted(each for each in listed if each >= number):
+            for document in self._documents(later):
+                with suppress(RecordError):
+                    self._hear(control_of(document))
+
+    def _documents(self, number: int) -> Iterator[bytes]:
+        try:
+            yield from (record_of(line) for _, line in self._lines(number) if is_whole(line))
+            return
+        except FileNotFoundError:  # sealed
+            pass
+        for row in self._source.open_sealed(number).rows(("document",)):
+            if row["document"] is not None:
+                yield row["document"].encode()
 
     def _checkpoint(self, detail: Mapping[str, Any], name: str) -> None:
         self.audit.num_checkpoints += 1
@@ -251,22 +293,35 @@ class _Auditor:
         self.audit.keys.add(str(signature.get("key")))
 
     def _unchained(self, is_damaged: bool, where: str) -> None:
-        self.audit.num_unchained += 1
         if is_damaged:
             self._find(f"{where}: not what was written")
         elif self._chain.n:
             self._find(f"{where}: a record without a chain among those with one: inserted")
+        else:
+            self._first_unchained = self._first_unchained or where
+            self.audit.num_unchained += 1
 
-    def _removals(self) -> None:
-        for n, name in self._tombstones.items():
-            if n not in self._entered_ns:
-                self._find(f"{name}: its document is gone, and no entry says that it was erased")
-        for number, place in self._gone.items():
-            if number not in self._entered_segments:
-                self._find(f"{place}: its files are gone, and no entry says that it was removed")
+    def _unexplained(self) -> list[str]:
+        """What is gone though no entry says so."""
+        erased = (
+            f"{name}: its document is gone, and no entry says that it was erased"
+            for n, name in self._tombstones.items()
+            if n not in self._entered_ns
+        )
+        removed = (
+            f"{place}: its files are gone, and no entry says that it was removed"
+            for number, place in self._gone.items()
+            if number not in self._entered_segments
+        )
+        return [f"{self.audit.writer}: {what}" for what in (*erased, *removed)]
 
     def _find(self, what: str) -> None:
         self.audit.findings.append(f"{self.audit.writer}: {what}")
+
+
+def control_of(document: bytes) -> Mapping[str, Any]:
+    """A control record; empty where it is another one. Raises RecordError."""
+    return decode(document) if b'"kind":"control"' in document[:200] else {}
 
 
 def whose(link: _Link) -> str:

@@ -58,7 +58,7 @@ def is_signed(signature: Mapping[str, str], what: bytes, message: bytes) -> bool
 
 def checkpoint_message(writer: str, n: int, chain: str) -> bytes:
     """What a checkpoint signs: that ``writer`` had ``n`` records, with this chain over them."""
-    return f"{writer}\n{n}\n{chain}\n".encode()
+    return f"{writer}\n{n}\n{chain}\n".encode("utf-8", "surrogatepass")
 
 
 def make_key(path: Path) -> str:

@@ -24,6 +24,7 @@ from understudy.record.sealed import arrow_schema, to_table
 from understudy.record.sources import Source
 from understudy.record.store import LocalStore
 
+ATTEMPTS = 5  # retention may remove a file that was listed
 VIEWS = {
     "exchanges": """
         SELECT writer, rollout, exchange_id, request_id, client_request_id, at_unix_s AS arrived_unix_s, endpoint,
@@ -60,6 +61,7 @@ def connect(url: str | Path, spool: Path | None = None) -> Any:
 
     Raises:
         RecordError: there is no record, or it cannot be read.
+        duckdb.IOException: a file was removed, by retention, after it was listed.
     """
     import duckdb
 
@@ -67,9 +69,8 @@ def connect(url: str | Path, spool: Path | None = None) -> Any:
     parts = []
     for index, source in enumerate(sources_at(url, spool)):
         writer = source.log.name.replace("'", "''")
-        sealed = set(source.sealed())
-        tail = to_table(list(_tail(source, sealed)))
-        connection.register(f"tail_{index}", tail)
+        tail, sealed = _tail(source)
+        connection.register(f"tail_{index}", to_table(tail))
         parts.append(f"SELECT '{writer}' AS writer, * FROM tail_{index}")
         if files := _files(source, sealed):
             parts.append(f"SELECT '{writer}' AS writer, * FROM {_scan(connection, source, files, index)}")
@@ -87,12 +88,16 @@ def query(url: str | Path, text: str, spool: Path | None = None) -> tuple[list[s
     """
     import duckdb
 
-    with connect(url, spool) as connection:
+    attempt = 0
+    while True:
+        attempt += 1
         try:
-            done = connection.execute(text)
-            return [column[0] for column in done.description], done.fetchall()
+            with connect(url, spool) as connection:
+                done = connection.execute(text)
+                return [column[0] for column in done.description], done.fetchall()
         except duckdb.Error as error:
-            raise RecordError(f"sql: {error}") from error
+            if attempt == ATTEMPTS or not isinstance(error, duckdb.IOException):
+                raise RecordError(f"sql: {error}") from error
 
 
 def _files(source: Source, sealed: Iterable[int]) -> list[str]:
@@ -110,16 +115,27 @@ def _scan(connection: Any, source: Source, files: list[str], index: int) -> str:
     return f"sealed_{index}"
 
 
-def _tail(source: Source, sealed: set[int]) -> Iterable[dict[str, Any]]:
-    for number in segments(source.log):
-        if number in sealed:
-            continue
-        offset = 0
-        with segment_path(source.log, number).open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield _row(line) | {"offset": offset}
-                offset += len(line)
+def _tail(source: Source) -> tuple[list[dict[str, Any]], set[int]]:
+    """The rows of what is in the log alone, and the numbers of the segments that are sealed: together all of it."""
+    numbers = segments(source.log)  # before the sealed ones: one may be sealed, and retired, in between
+    rows, sealed = [], set(source.sealed())
+    for number in numbers:
+        if number not in sealed:
+            try:
+                rows += _rows(source, number)
+            except FileNotFoundError:
+                sealed.add(number)
+    return rows, sealed
+
+
+def _rows(source: Source, number: int) -> list[dict[str, Any]]:
+    rows, offset = [], 0
+    with segment_path(source.log, number).open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                rows.append(_row(line) | {"offset": offset})
+            offset += len(line)
+    return rows
 
 
 def _row(line: bytes) -> dict[str, Any]:
