@@ -373,6 +373,7 @@ class Archive:
                     self._hear(exchange, name, ending)
                 if label is not None:
                     self._hear_feedback(exchange.exchange_id, label)
+            self._judge.settle()  # the first verdict would else have all sessions to count, 40 us each
         self.replayed.set()
 
     def _all_feedback(self) -> list[Feedback]:

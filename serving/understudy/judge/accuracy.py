@@ -7,15 +7,13 @@ champion's errors, and the challenger looks better than it is.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from understudy.judge.base import Reading, is_missing, normal
 from understudy.types import Answer, Ending, Exchange, Outcome, State
 
 
-@dataclass(frozen=True, slots=True)
-class Extracted:
+class Extracted(NamedTuple):
     """What each answer said, or None where the pattern found nothing.
 
     ``challenger`` is None if it did not answer; ``own_fault`` tells a failure from work that was shed or

@@ -8,9 +8,8 @@ in [0, 1], higher is better. It works in two steps, because the label often come
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from math import fsum
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from understudy.types import Ending, Exchange, Outcome, State
 
@@ -21,9 +20,8 @@ NOT_EXCHANGES = frozenset(
 """Reasons for which a request is shed before any challenger is asked (fork.py)."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Reading:
-    """One exchange, or the mean of one session, for one metric and one challenger.
+class Reading(NamedTuple):
+    """One exchange, or the mean of one session, for one metric and one challenger. A tuple, for its hash in C.
 
     A challenger that did not answer has no score, only bounds: ``low`` if its answer had been as bad as can
     be, ``high`` if as good (Manski 1990). GO is proved from ``low`` and NO-GO from ``high``, so what is
@@ -39,6 +37,8 @@ class Reading:
     def mean(readings: list[Reading]) -> Reading:
         """The mean of at least one reading. fsum is exact, so that the order does not matter."""
         num = len(readings)
+        if num == 1:
+            return readings[0]
         return Reading(
             fsum(reading.champion for reading in readings) / num,
             fsum(reading.low for reading in readings) / num,

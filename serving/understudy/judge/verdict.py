@@ -24,7 +24,7 @@ from typing import Any
 from understudy.judge.base import is_exchange, normal
 from understudy.judge.decide import decided
 from understudy.judge.gates import Decision, Gate, GateVerdict
-from understudy.judge.units import Entry, Units
+from understudy.judge.units import MAX_EXCHANGES, Entry, Units
 from understudy.judge.words import gate_sentence, sentence
 from understudy.types import Ending, Exchange, State
 
@@ -63,6 +63,7 @@ class Judge:
         session_idle_s: a session counts once it has been quiet for so long.
         max_pending_labels: labels kept for exchanges that have not ended here; most of them were never
             sampled. The oldest go first.
+        max_exchanges: of each challenger, the newest, that a label can still change (units.py).
         clock: the time now, as in ``Exchange.arrived_unix_s``.
     """
 
@@ -72,12 +73,14 @@ class Judge:
         *,
         session_idle_s: float = 1800.0,
         max_pending_labels: int = 100_000,
+        max_exchanges: int = MAX_EXCHANGES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.gates = tuple(gates)
         self._metrics = tuple(gate.new_metric() for gate in gates)
         self._session_idle_s = session_idle_s
         self._max_pending_labels = max_pending_labels
+        self._max_exchanges = max_exchanges
         self._clock = clock
         self._is_over = False
         self._units: dict[str, Units] = {}
@@ -93,7 +96,8 @@ class Judge:
         """
         if ending.state is State.PENDING:
             raise ValueError(f"exchange {exchange.exchange_id!r} has not ended")
-        units = self._units.setdefault(challenger, self._new_units())
+        if (units := self._units.get(challenger)) is None:
+            units = self._units[challenger] = self._new_units()
         exchange_id = exchange.exchange_id
         if exchange_id in units:
             return
@@ -101,7 +105,9 @@ class Judge:
         kept = tuple(metric.keep(exchange, ending) if counts else None for metric in self._metrics)
         if exchange_id in self._pending_labels:
             self._labels[exchange_id] = self._pending_labels.pop(exchange_id)
-        units.add(exchange_id, Entry(exchange.arrived_unix_s, exchange.facts.session, kept))
+        forgotten = units.add(exchange_id, Entry(exchange.arrived_unix_s, exchange.facts.session, kept))
+        if forgotten is not None and not any(forgotten in each for each in self._units.values()):
+            self._labels.pop(forgotten, None)
 
     def feedback(self, exchange_id: str, label: str, at_unix_s: float = 0.0) -> bool:
         """The right answer to an exchange, before or after it ended. It replaces one that was not given later.
@@ -130,6 +136,11 @@ class Judge:
         """No exchange will come any more: every session is complete."""
         self._is_over = True
 
+    def settle(self) -> None:
+        """Count the sessions that are complete by now; a verdict does so too, and has less to do after this."""
+        for units in self._units.values():
+            units.settle(math.inf if self._is_over else self._clock())
+
     def verdict(self, challenger: str) -> Verdict:
         """GO if every deciding gate says so, NO-GO if any does, else NOT ENOUGH DATA. Takes milliseconds."""
         units, now_unix_s = self._units.get(challenger) or self._new_units(), self._clock()
@@ -148,7 +159,7 @@ class Judge:
         return Verdict(decision, gates, sentence(decision, gates, open_sessions), open_sessions)
 
     def _new_units(self) -> Units:
-        return Units(self._metrics, self._labels, self._session_idle_s)
+        return Units(self._metrics, self._labels, self._session_idle_s, self._max_exchanges)
 
 
 def _together(decisions: list[Decision]) -> Decision:
