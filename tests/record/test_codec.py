@@ -47,6 +47,9 @@ EVENTS: list[Event] = [
     feedback("chatcmpl-1", "good\n"),
     Control("pause", 12.5, {"by": "someone", "why": [1, None]}, {"b": 3}, num_lost=4),
     Control("stop", 12.5),
+    accepted(5, "endpoint", "detail", offered={"a": 1, "endpoint": 7, "detail": 9}),
+    Ended('e,"detail":1', 'b","detail":{', Ending(State.SHED, 'why,"detail":', "more"), 1.0),
+    replace(accepted(6), offered={f"challenger-{number}": number for number in range(500)}),
 ]
 
 
@@ -58,6 +61,12 @@ def test_round_trip(event: Event) -> None:
     assert from_json(decode(line)) == event
     assert decode_head(line) == head_of(event)
     json.loads(line)  # plain JSON for other tools
+
+
+def test_a_head_is_read_without_what_is_behind_it() -> None:
+    for event in (accepted(1), ended(1)):
+        line = frame(encode(event, plain))
+        assert decode_head(line[: len(line) // 2]) == head_of(event)  # whether a line is whole is asked before
 
 
 def test_an_observation_written_before_there_were_measurements_still_reads() -> None:

@@ -57,7 +57,7 @@ class WriterLimits:
     stalled_s: float = 5.0
     max_queued: int = 10_000
     max_backlog_bytes: int = 64 << 20
-    group_bytes: int = 8 << 20
+    group_bytes: int = 2 << 20
 
 
 class Wait(Protocol):
