@@ -14,7 +14,7 @@ Writing, arms interleaved in every repeat, on the same disk:
 Ratios are throughputs, keeper / raw, as medians over the repeats with a bootstrap 95% interval. The events are
 pairs of an exchange and its ending: --prompt-tokens in, --output-tokens out on both sides, with logprobs and
 scores. CPU seconds are printed beside them, because a busy machine slows the keeper, which computes, more than raw,
-which waits for the disk.
+which waits for the disk. What an exchange costs the serving process, and how much of it holds the GIL: record_cost.py.
 
 Then: a log of --recovery-mb is opened after a crash; segments are sealed; and --query-exchanges exchanges in sealed
 segments (copies of one segment, with ids of their own) are queried by a new process with nothing of them in the page
@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common import finish, machine, parser, ratio
+from benchmarks.serving.record_cost import measure_cost
 from benchmarks.serving.record_events import make_events, open_keeper, timed
 from benchmarks.serving.record_reading import measure_query, measure_recovery, measure_sealing
 from understudy.record import Accepted, Event, RecordReader, WriterLimits, decode
@@ -62,6 +63,7 @@ def main() -> None:
             "regime": {key: value for key, value in vars(options).items() if key not in ("out", "folder")},
             "machine": machine() | {"load_1_min": f"{os.getloadavg()[0]:.2f}", "file_system": file_system(folder)},
             "throughput": measure_throughput(folder, events, options.repeats),
+            "cpu_us_per_exchange": measure_cost(folder / "cost", events[:400]),
             "append_us": measure_append(folder / "append", events),
             "loop_lag_ms": measure_loop_lag(folder / "lag", events, options.rate),
             "reading": measure_reading(folder / "reading", events),
@@ -329,9 +331,9 @@ def print_table(results: dict[str, Any]) -> None:
         for name, row in results[title].items():
             if isinstance(row, dict):
                 print(f"{title:<14}{name:<20}" + "".join(f"{key} {value:.2f}  " for key, value in row.items()))
-    for title in ("reading", "sealing", "recovery", "cold_query"):
+    for title in ("cpu_us_per_exchange", "reading", "sealing", "recovery", "cold_query"):
         for name, value in results[title].items():
-            print(f"{title:<12}{name:<28}{value}")
+            print(f"{title:<20}{name:<28}{value}")
 
 
 if __name__ == "__main__":
