@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from itertools import count, pairwise
 from pathlib import Path
@@ -61,9 +62,13 @@ def in_lines(events: Sequence[Event]) -> tuple[bytearray, list[int]]:
     """The log, in one buffer, as the writer's thread makes it, and where each line begins; at last, where it ends."""
     scribe, buffer, links, starts = Scribe(dict), bytearray(), Chain(), [0]
     for event in events:
-        append_line(buffer, lambda line, event=event: scribe.append(line, event), links)  # type: ignore[misc]
+        append_line(buffer, partial(_append, scribe, event), links)
         starts.append(len(buffer))
     return buffer, starts
+
+
+def _append(scribe: Scribe, event: Event, line: bytearray) -> None:
+    scribe.append(line, event)
 
 
 def tell(events: Sequence[Event]) -> None:

@@ -253,7 +253,7 @@ class Units:
         self._first += 1
         if place + 1 >= max(1, self._max_exchanges // 16):  # cut the columns now and then: it copies the rest
             for column in (self._ids, self._arrived, self._session, self._kept, self._counted):
-                del column[: place + 1]  # type: ignore[attr-defined]
+                del column[: place + 1]
             self._base = self._first
         return exchange_id
 
