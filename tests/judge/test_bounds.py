@@ -9,7 +9,7 @@ import pytest
 
 from understudy.judge.base import Reading
 from understudy.judge.gates import Gate
-from understudy.judge.units import Entry, Units
+from understudy.judge.units import MAX_MINUTES, Entry, Tally, Units
 from understudy.judge.verdict import Judge
 
 from .conftest import PATTERN, compared, exchange
@@ -39,7 +39,10 @@ def sizes(one: Judge) -> dict[str, int]:
     kept = units_of(one)
     names = ("_rows", "_ids", "_arrived", "_session", "_kept", "_counted", "_kept_values", "_members", "_names")
     more = ("_sessions", "_counted_sessions", "_closed", "_closed_in_order", "_open_sessions", "_due")
-    return {name: len(getattr(kept, name)) for name in names + more} | {"labels": len(one._labels)}
+    return {name: len(getattr(kept, name)) for name in names + more} | {
+        "labels": len(one._labels),
+        "times": len(one._labelled_unix_s),
+    }
 
 
 @pytest.mark.parametrize("in_session", [1, 4])
@@ -57,6 +60,24 @@ def test_what_is_forgotten_stays_counted_and_memory_is_bounded(in_session: int) 
     assert sizes(bounded)["_rows"] == 40
     assert len(units_of(whole)._rows) == 2000
     assert len(units_of(bounded)._readings) < 20
+    assert max(len(each.per_minute) for each in units_of(bounded).tallies) <= MAX_MINUTES
+
+
+def test_the_rate_of_a_day_is_the_same_when_old_minutes_are_gone() -> None:
+    tally, answered = Tally(), Reading(1.0, 1.0, 1.0, 0.0)
+    for minute in range(5 * MAX_MINUTES):
+        tally.count(answered, minute, +1)
+        if minute % 997 == 0:
+            assert tally.units_per_hour(60.0 * (minute + 1)) == 60.0
+    assert len(tally.per_minute) <= MAX_MINUTES
+    tally.count(answered, 3, -1)
+    tally.count(answered, 5 * MAX_MINUTES - 1, -1)
+    assert 3 not in tally.per_minute
+    assert tally.readings[answered] == 5 * MAX_MINUTES - 2
+    assert tally.units_per_hour(60.0 * 5 * MAX_MINUTES) == 60.0 * 1439 / 1440
+    late = 60.0 * (5 * MAX_MINUTES + 5000)
+    tally.count(answered, int(late // 60) - 1, +1)
+    assert tally.units_per_hour(late) == pytest.approx(60.0 / 1440)  # of a whole day, although most of it is gone
 
 
 def test_a_label_changes_what_is_known_and_nothing_else() -> None:
@@ -89,6 +110,9 @@ def test_a_session_that_never_rests_counts_when_its_first_exchange_goes() -> Non
     before = one.verdict("challenger")
     assert (before.gates[2].units, before.open_sessions) == (1, 0)
     feed(one, "000006", session="s", at=1e6 + 6)
+    one.feedback("000007", "refund")
+    feed(one, "000007", session="s", at=1e6 + 7, label=None)
+    assert "000007" not in one._labels
     one.feedback("000004", "other")
     assert one.verdict("challenger") == before  # the same person, and no new evidence
 

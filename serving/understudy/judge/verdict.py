@@ -108,6 +108,7 @@ class Judge:
         forgotten = units.add(exchange_id, Entry(exchange.arrived_unix_s, exchange.facts.session, kept))
         if forgotten is not None and not any(forgotten in each for each in self._units.values()):
             self._labels.pop(forgotten, None)
+            self._labelled_unix_s.pop(forgotten, None)
 
     def feedback(self, exchange_id: str, label: str, at_unix_s: float = 0.0) -> bool:
         """The right answer to an exchange, before or after it ended. It replaces one that was not given later.
