@@ -48,6 +48,11 @@ class ModelSpec:
     engine_args: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     devices: tuple[int, ...] = option((), "indices from 0", lambda value: all(index >= 0 for index in value))
 
+    @property
+    def says_logprobs(self) -> bool:
+        """Whether its ``logprobs`` are those of the model's own distribution, as a scoring pass has them."""
+        return self.engine_args.get("logprobs_mode") in (None, "raw_logprobs")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -45,8 +46,8 @@ class ChampionWitness:
 
     __slots__ = (
         "_arrived_s", "_arrived_unix_s", "_batch_size", "_each_s", "_error", "_finished_s", "_mark", "_model",
-        "_outcome", "_outputs", "_parameters", "_prompt", "_request_id", "_times_s", "_traffic", "context",
-        "exchange_id", "held_bytes", "unsupported",
+        "_outcome", "_outputs", "_parameters", "_prompt", "_request_id", "_says_logprobs", "_times_s", "_traffic",
+        "context", "exchange_id", "held_bytes", "unsupported",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class ChampionWitness:
         parameters: SamplingParams,
         context: RequestContext | None,
         traffic: Traffic | None = None,
+        says_logprobs: bool = True,
     ) -> None:
         self.exchange_id = uuid.uuid4().hex
         self.context = context
@@ -68,6 +70,7 @@ class ChampionWitness:
         self._arrived_s = time.monotonic()
         self._times_s: list[float] = []  # of each output
         self._traffic = traffic
+        self._says_logprobs = says_logprobs
         self._mark = (0, 0) if traffic is None else traffic.mark
         self._each_s = 0.0 if traffic is None else traffic.each_s
         self._batch_size: float | None = None
@@ -166,7 +169,8 @@ class ChampionWitness:
                 by_index.setdefault(output.index, []).append(output)
         if self._parameters.output_kind != RequestOutputKind.DELTA:
             by_index = {index: outputs[-1:] for index, outputs in by_index.items()}
-        return tuple(to_answer(by_index[index]) for index in sorted(by_index))
+        answers = tuple(to_answer(by_index[index]) for index in sorted(by_index))
+        return answers if self._says_logprobs else tuple(replace(each, logprobs=None) for each in answers)
 
 
 class _Delegating(EngineClient):
@@ -198,6 +202,9 @@ class Fork(_Delegating):
         offer: takes what was answered; the lane's.
         adapter: the name of the champion's own LoRA adapter. Requests for anything else that this server holds
             (the base model, other adapters) are answered, and shed with a counted reason.
+        traffic: what the champion's engine did meanwhile.
+        says_logprobs: whether the champion's logprobs are those of its own distribution (``logprobs_mode``); others are
+            not taken for such.
     """
 
     def __init__(
@@ -207,9 +214,11 @@ class Fork(_Delegating):
         offer: Callable[[ChampionWitness], None],
         adapter: str | None = None,
         traffic: Traffic | None = None,
+        says_logprobs: bool = True,
     ) -> None:
         super().__init__(champion)
         self._traffic = traffic
+        self._says_logprobs = says_logprobs
         self._model = model
         self._adapter = adapter
         self._offer = offer
@@ -226,7 +235,7 @@ class Fork(_Delegating):
         if why is not None:
             self._note_unsupported(why, request_id, sampling_params, context)
             return outputs
-        witness = ChampionWitness(self._model, request_id, sampling_params, context, self._traffic)
+        witness = ChampionWitness(self._model, request_id, sampling_params, context, self._traffic, self._says_logprobs)
         return answer(outputs, witness, self._hand_over)
 
     def _unsupported(self, prompt: Any, parameters: SamplingParams, request_id: str, lora_request: Any) -> str | None:

@@ -275,7 +275,8 @@ class Server:
 
         champion = self._config.champion
         adapter = champion.name if champion.lora else None
-        fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter, self._engines.traffic)
+        traffic, says_logprobs = self._engines.traffic, champion.says_logprobs
+        fork = Fork(self._engines.champion, champion.name, self._lane.offer, adapter, traffic, says_logprobs)
         vllm_app = await openai_app.build(fork, self._config)
         shadow_app = routes.build(self, self._config.auth.shadow_key)
         offer, guard = self._lane.offer, self._lane.guard

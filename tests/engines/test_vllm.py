@@ -199,6 +199,37 @@ def test_what_waits_to_be_taken_in_knows_its_size() -> None:
     assert size_bytes(*[output((0, "a", [7], None)) for _ in range(500)]) > 100_000
 
 
+def test_only_logprobs_of_the_models_own_distribution_are_taken_for_such() -> None:
+    from vllm import SamplingParams
+    from vllm.logprobs import Logprob
+
+    from understudy.config import ModelSpec
+    from understudy.fork import ChampionWitness
+
+    for mode, taken in ((None, (-0.5,)), ("raw_logprobs", (-0.5,)), ("processed_logprobs", None), ("raw_logits", None)):
+        says = ModelSpec("m", engine_args={} if mode is None else {"logprobs_mode": mode}).says_logprobs
+        witness = ChampionWitness("champ", "r", SamplingParams(), None, None, says)
+        seen = output((0, "a", [7], "stop"), finished=True)
+        seen.outputs[0].logprobs = [{7: Logprob(-0.5, 1)}]
+        witness.see(seen)
+        witness.close(Outcome.FINISHED)
+        (mine,) = witness.complete().champion.answers
+        assert mine.logprobs == taken
+
+
+def test_on_vllms_own_path_two_tokens_that_tie_for_first_are_no_error() -> None:
+    """vLLM counts as ranks the tokens that are at least as likely: of two equal ones both have rank 2."""
+    from types import SimpleNamespace
+
+    from vllm.logprobs import Logprob
+
+    from understudy.engines.scoring import unpack_vllm
+
+    rows = [None, {5: Logprob(-1.5, 3), 8: Logprob(-0.7, 2), 9: Logprob(-0.7, 2)}, {6: Logprob(-0.1, 1)}]
+    score = unpack_vllm(SimpleNamespace(prompt_logprobs=rows), [1], [5, 6])  # type: ignore[arg-type]
+    assert (score.ranks, score.top1, score.logprobs) == ((3, 1), (8, 6), (-1.5, -0.1))
+
+
 async def through(champion: Champion, params: Any, prompt: Any = None, leave_after: int = 99, **more: Any) -> Any:
     """What the fork yields and offers."""
     from understudy.fork import Fork

@@ -115,7 +115,7 @@ def unpack_vllm(output: RequestOutput, prompt: Sequence[int], targets: Sequence[
     for row, token in zip(output.prompt_logprobs[len(prompt) :], targets, strict=True):
         assert row is not None
         entries.append(row[token])
-        top1.append(next(id for id, entry in row.items() if entry.rank == 1))
+        top1.append(min(row, key=lambda id: row[id].rank or math.inf))  # of two that tie for first none has rank 1
     if any(math.isnan(entry.logprob) for entry in entries):
         raise NotFinite(NOT_NUMBERS)
     return Score(tuple(e.logprob for e in entries), tuple(int(e.rank or 0) for e in entries), (), tuple(top1))
