@@ -13,6 +13,7 @@ from tests.builders import answer, met, observation
 from understudy.compare import COMPARATORS, Comparators, agreement, exact, likelihood
 from understudy.compare.options import DEFAULTS
 from understudy.compare.pairs import MISSING, answer_pairs
+from understudy.compare.ranking import badness
 from understudy.types import Comparison, Divergence, Observation, Score
 
 OTHER_TOKENIZER = {"rendered": "own_template"}
@@ -89,9 +90,19 @@ def test_the_table_gives_all_that_could_be_computed_and_only_finite_numbers(pair
 
 
 def test_a_logprob_that_is_no_number_leaves_the_other_numbers() -> None:
-    others = {"top1_agreement": 0.0, "first_surprise": 0.0, "scored_tokens": 1.0}
+    others = {"top1_agreement": 0.0, "first_surprise": 0.0, "scored_tokens": 1.0, "ruled_out_tokens": 0.0}
     assert dict(compare(*PAIRS["not a number"]).values) == others
-    assert dict(compare(*PAIRS["infinitely unlikely"]).values) == others
+
+
+def test_a_token_that_the_challenger_rules_out_makes_every_number_bad_and_none_go_away() -> None:
+    champion = observation(replace(answer(1, 2, 3, 4), logprobs=(-1.0, -1.0, -1.0, -1.0)))
+    values = compare(champion, scored(Score((-2.0, -math.inf, -2.0, -2.0), (2, 900, 2, 2)))).values
+    assert (values["least_logprob"], values["ruled_out_tokens"]) == (-100.0, 1.0)
+    assert values["champion_logprob"] == -26.5
+    assert values["perplexity_ratio"] == pytest.approx(math.exp(25.5))
+    one_less = compare(champion, scored(Score((-2.0, -50.0, -2.0, -2.0), (2, 900, 2, 2)))).values
+    for name in ("least_logprob", "champion_logprob", "perplexity_ratio", "ruled_out_tokens"):
+        assert badness(name, values[name]) > badness(name, one_less[name])
 
 
 def test_a_perfect_challenger() -> None:
@@ -106,6 +117,7 @@ def test_a_perfect_challenger() -> None:
         "first_surprise": 3.0,
         "least_logprob": -0.25,
         "scored_tokens": 3.0,
+        "ruled_out_tokens": 0.0,
     }
 
 
@@ -186,6 +198,7 @@ def test_likelihood_is_over_all_tokens_of_all_answers() -> None:
         "first_surprise": 1.0,
         "least_logprob": -6.0,
         "scored_tokens": 4.0,
+        "ruled_out_tokens": 0.0,
     }
 
 
@@ -219,7 +232,8 @@ def test_the_noise_floor_brings_a_ratio_where_both_read_the_same_tokens() -> Non
 
 def test_a_perplexity_beyond_floats_is_large_and_no_error() -> None:
     champion = observation(replace(answer(1), logprobs=(-1.0,)))
-    assert likelihood.compare(met(champion, scored(Score((-5000.0,), (9,)))))["perplexity_ratio"] > 1e300
+    values = likelihood.compare(met(champion, scored(Score((-5000.0,), (9,)))))
+    assert values["perplexity_ratio"] == pytest.approx(math.exp(99.0))
 
 
 def test_likelihood_is_there_in_another_vocabulary_too() -> None:
@@ -251,6 +265,7 @@ def test_sides_swapped_by_mistake_would_be_seen() -> None:
         "first_surprise": 2.0,
         "top1_agreement": 1.0,
         "scored_tokens": 2.0,
+        "ruled_out_tokens": 0.0,
     }
     swapped = compare(challenger, champion).values
     assert swapped["champion_logprob"] == -9.0

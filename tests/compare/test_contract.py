@@ -127,6 +127,12 @@ def test_every_number_has_a_direction_and_every_listed_number_exists() -> None:
     assert badness("length_ratio", 0.0) == math.inf
 
 
+def test_every_number_of_one_side_has_its_twin_but_the_one_that_is_about_the_champions_tokens() -> None:
+    names = {number for name in COMPARATORS for number in load(name).NAMES}
+    sided = {number for number in names if number.startswith(("champion_", "challenger_"))}
+    assert {number for number in sided if mirrored(number) not in names} == {"champion_logprob"}
+
+
 def test_worst_takes_a_comparator_or_one_of_its_numbers() -> None:
     assert number_of("text") == "text_similarity"
     assert number_of("length.length_ratio") == number_of("length_ratio") == "length_ratio"

@@ -54,6 +54,19 @@ def test_chrf_is_sacrebleus_and_weighs_what_is_left_out() -> None:
     assert chrf.compare(pair("", ""))["chrf"] == 1.0
 
 
+def test_chrf_of_texts_beyond_the_limit_counts_what_is_not_read_as_different() -> None:
+    def of(theirs: str, mine: str, limit: int) -> float:
+        return float(chrf.compare(pair(theirs, mine, max_characters=limit))["chrf"])
+
+    same = "the cat sat on the mat. " * 20  # 480 characters
+    assert of(same + "one", same + "two", 1000) > 0.9  # short enough: sacrebleu's
+    assert of(same + "ooo", same + "www", 400) == pytest.approx(480 / 483)  # where they differ, wherever that is
+    assert of(same, same + same, 100) == pytest.approx(2 * 480 / 1440)
+    a, b = "".join(map(str, range(1000))), "".join(map(str, range(1000, 2000)))
+    assert of(a, a[:100] + b, 100) < 0.2
+    assert of(same, same, 1) == 1.0
+
+
 def test_chrf_without_its_package_is_an_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chrf, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"compare.use: 'chrf' needs the package sacrebleu: pip install"):

@@ -16,7 +16,9 @@ What every comparator does with answers that are not there, cut off or unreadabl
     several answers  the mean over the pairs, by index
 
 A number called ``champion_X`` has its twin ``challenger_X``; one that ends in ``_ratio`` is challenger over champion.
-All others are the same with the sides swapped.
+All others are the same with the sides swapped. Two comparators look from one side only, and swap nothing: in ``chrf``
+the champion's answer is the reference, and ``likelihood`` is about the champion's tokens, so that its
+``champion_logprob``, of these tokens under the challenger, has no twin.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 from understudy.compare.base import Pair
 from understudy.compare.options import CompareSpec
+from understudy.compare.text import differing
 from understudy.errors import ConfigError
 
 NAMES = {"chrf": "chrF2 of the answers with the champion's as the reference, 0 to 1"}
@@ -26,7 +27,11 @@ def check(options: CompareSpec) -> None:
 
 
 def compare(pair: Pair) -> Mapping[str, float]:
-    """In any vocabulary, of the first ``max_characters`` of each. Two empty answers are the same."""
+    """In any vocabulary. Two empty answers are the same.
+
+    Of texts beyond ``max_characters`` what both begin and end with counts as the same, chrF is that of the first
+    ``max_characters`` of the rest, and what is beyond counts as different: a mean weighted by characters.
+    """
     if not pair.answers:
         return {}
     limit = pair.options.max_characters
@@ -36,7 +41,14 @@ def compare(pair: Pair) -> Mapping[str, float]:
 def _chrf(reference: str, text: str, limit: int) -> float:
     if reference == text:
         return 1.0
-    return float(_metric().sentence_score(text[:limit], [reference[:limit]]).score) / 100
+    if max(len(reference), len(text)) <= limit:
+        return _score(reference, text)
+    same, theirs, mine = differing(reference, text, limit)
+    return (2 * same + (len(theirs) + len(mine)) * _score(theirs, mine)) / (len(reference) + len(text))
+
+
+def _score(reference: str, text: str) -> float:
+    return float(_metric().sentence_score(text, [reference]).score) / 100
 
 
 @cache

@@ -24,14 +24,16 @@ NAMES = {
     "hellinger": "mean Hellinger distance of the two distributions, 0 to 1",
     "entropy_difference": "mean entropy of the challenger minus the champion's, nats",
     "scored_tokens": "number of champion tokens that were scored",
+    "ruled_out_tokens": "of these, the ones that count as LEAST_LOGPROB: the challenger would never say them",
 }
-MAX_EXPONENT = 700.0
+LEAST_LOGPROB = -100.0
+"""Nats. What is less counts as this, minus infinity too: a mean with one of them is low, and still a number."""
 
 
 def compare(pair: Pair) -> Mapping[str, float]:
     """From the scoring pass; absent where nothing was scored."""
     scores = [score for score in pair.challenger.scores if score.logprobs]
-    logprobs = [logprob for score in scores for logprob in score.logprobs]
+    logprobs = [clamped(logprob) for score in scores for logprob in score.logprobs]
     if not logprobs:
         return {}
     ranks = [rank for score in scores for rank in score.ranks]
@@ -42,12 +44,13 @@ def compare(pair: Pair) -> Mapping[str, float]:
         "first_surprise": sum(map(first_surprise, scores)) / len(scores),
         "least_logprob": min(logprobs),
         "scored_tokens": float(len(logprobs)),
+        "ruled_out_tokens": float(logprobs.count(LEAST_LOGPROB)),
     }
     if entropies:
         values["mean_entropy"] = sum(entropies) / len(entropies)
     excess = excess_nll(pair)
     if excess is not None:
-        values["perplexity_ratio"] = math.exp(min(excess, MAX_EXPONENT))
+        values["perplexity_ratio"] = math.exp(excess)
     return {**values, **divergence(scores)}
 
 
@@ -61,10 +64,15 @@ def beside_own(own: Mapping[str, float], challengers: Mapping[str, float]) -> Ma
     known = "perplexity_ratio" in challengers or not {"champion_logprob", "scored_tokens"} <= own.keys()
     if known or own["scored_tokens"] != challengers.get("scored_tokens"):
         return challengers
-    mine = challengers.get("champion_logprob")  # absent where it is minus infinity
+    mine = challengers.get("champion_logprob")  # absent where one of them was no number
     if mine is None:
         return challengers
-    return {**challengers, "perplexity_ratio": math.exp(min(own["champion_logprob"] - mine, MAX_EXPONENT))}
+    return {**challengers, "perplexity_ratio": math.exp(own["champion_logprob"] - mine)}
+
+
+def clamped(logprob: float) -> float:
+    """At least LEAST_LOGPROB; what is no number stays none."""
+    return max(logprob, LEAST_LOGPROB)
 
 
 def divergence(scores: Sequence[Score]) -> Mapping[str, float]:
@@ -92,7 +100,7 @@ def excess_nll(pair: Pair) -> float | None:
     if not pair.same_vocabulary:
         return None
     excess = [
-        own - theirs
+        clamped(own) - clamped(theirs)
         for answer, score in zip(pair.champion.answers, pair.challenger.scores, strict=False)
         for own, theirs in zip(answer.logprobs or (), score.logprobs, strict=False)
     ]

@@ -13,7 +13,7 @@ HIGH_IS_WORSE = frozenset(
         "champion_refused", "challenger_refused", "champion_end_to_end_s", "challenger_end_to_end_s",
         "champion_ttft_s", "challenger_ttft_s", "champion_cost_usd", "challenger_cost_usd",
         "champion_tokens", "challenger_tokens", "champion_prompt_tokens", "challenger_prompt_tokens",
-        "end_to_end_ratio", "cost_ratio", "perplexity_ratio", "mean_entropy", "hellinger",
+        "end_to_end_ratio", "cost_ratio", "perplexity_ratio", "mean_entropy", "hellinger", "ruled_out_tokens",
     }
 )  # fmt: skip
 FAR_FROM_ONE_IS_WORSE = frozenset({"length_ratio", "tokens_ratio"})

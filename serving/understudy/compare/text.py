@@ -35,9 +35,14 @@ def similarity(theirs: str, mine: str, limit: int) -> float:
     if theirs == mine:
         return 1.0
     length = len(theirs) + len(mine)
+    same, theirs, mine = differing(theirs, mine, limit)
+    common = (len(theirs) + len(mine) - Indel.distance(theirs, mine)) / 2
+    return 2 * (same + common) / length
+
+
+def differing(theirs: str, mine: str, limit: int) -> tuple[int, str, str]:
+    """How many characters both begin and end with, and the first ``limit`` of each between them."""
     first = Prefix.similarity(theirs, mine)
     theirs, mine = theirs[first:], mine[first:]
     last = Postfix.similarity(theirs, mine)
-    theirs, mine = theirs[: len(theirs) - last][:limit], mine[: len(mine) - last][:limit]
-    common = (len(theirs) + len(mine) - Indel.distance(theirs, mine)) / 2
-    return 2 * (first + last + common) / length
+    return first + last, theirs[: len(theirs) - last][:limit], mine[: len(mine) - last][:limit]
