@@ -118,6 +118,7 @@ def test_the_newest_come_first_while_a_writer_holds_the_record(record: Path) -> 
         (["--worst", "agreement.first_divergence", "--limit", "2"], [0, 5]),
         (["--worst", "agreement", "--tag", "tenant=even", "--limit", "2"], [0, 6]),
         (["--worst", "end_to_end_ratio", "--limit", "1"], [0]),
+        (["--worst", "agreement", "--reverse", "--limit", "4"], [4, 9, 3, 8]),
     ],
 )
 def test_filters_and_ranking(record: Path, arguments: list[str], expected: list[int]) -> None:
@@ -128,6 +129,8 @@ def test_the_ranked_number_is_shown(record: Path) -> None:
     _, output = invoke(record, "--worst", "agreement", "--limit", "3")
     assert "token_agreement" in output
     assert "0.25" in output
+    assert "not ranked, for they have no token_agreement: 1 shed, 1 pending (--state lists them)" in output
+    assert "not ranked" not in invoke(record)[1]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,9 @@ def test_what_cannot_be_found_is_said(record: Path, arguments: list[str], fault:
         invoke(record, *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--tag", "tenant"], ["--state", "lost"]])
+@pytest.mark.parametrize(
+    "arguments", [["--reverse"], ["--since", "yesterday"], ["--tag", "tenant"], ["--state", "lost"]]
+)
 def test_wrong_options_are_usage_errors(record: Path, arguments: list[str]) -> None:
     code, output = invoke(record, *arguments)
     assert code == 2

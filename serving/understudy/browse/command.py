@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.console import Console
@@ -24,6 +24,7 @@ RANKED_BY = "token_agreement"
 """The number that is shown where nobody asked for another."""
 EVERY = 100
 MAX_SHOWN = 10
+LISTED = 20
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
     since: float | None,
     until: float | None,
     worst_by: str | None,
+    reverse: bool = False,
     show: str | None,
     export_to: Path | None,
     answer: Answer,
@@ -58,23 +60,24 @@ def run(
         return
     views = watched(scan(source, since=since, until=until), console)
     number = RANKED_BY if worst_by is None else number_of(worst_by)
-    rows = filters.rows(views)
-    if export_to is not None:
-        chosen = rows if limit is None and worst_by is None else _chosen(rows, worst_by, number, limit)
-        written, left_out = export(chosen, export_to, answer)
+    rows, without = filters.rows(views), Counter[str]()
+    if worst_by is not None:
+        rows = iter(worst(rows, number, limit or LISTED, reverse=reverse, without=without))
+    elif limit is not None or export_to is None:
+        rows = iter(newest(rows, limit or LISTED))
+    if export_to is None:
+        listed = list(rows)
+        if not listed:
+            raise RecordError(f"{source}: no exchange is so" + (f" and has {number}" if worst_by else ""))
+        console.print(listing(listed, number))
+    else:
+        written, left_out = export(rows, export_to, answer)
         console.print(f"{written} exchanges written to {export_to}", markup=False, soft_wrap=True)
         if left_out:
             console.print(f"{left_out} left out: no text of the request or of the answer is recorded", style="yellow")
-        return
-    listed = _chosen(rows, worst_by, number, limit)
-    if not listed:
-        raise RecordError(f"{source}: no exchange is so" + (f" and has {number}" if worst_by else ""))
-    console.print(listing(listed, number))
-
-
-def _chosen(rows: Any, worst_by: str | None, number: str, limit: int | None) -> Any:
-    most = limit or 20
-    return newest(rows, most) if worst_by is None else worst(rows, number, most)
+    if without:
+        states = ", ".join(f"{count} {state}" for state, count in without.most_common())
+        console.print(f"not ranked, for they have no {number}: {states} (--state lists them)", style="yellow")
 
 
 def find(source: str, any_id: str, since: float | None, until: float | None, console: Console) -> list[View]:

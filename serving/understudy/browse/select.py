@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,9 +66,23 @@ def newest(rows: Iterable[Row], limit: int) -> list[Row]:
     return _largest(((row.view["arrived_unix_s"], row) for row in rows), limit)
 
 
-def worst(rows: Iterable[Row], number: str, limit: int) -> list[Row]:
-    """Worst first by that number; rows that do not have it are left out. Holds ``limit`` rows."""
-    return _largest(((badness(number, value), row) for row in rows if (value := row.number(number)) is not None), limit)
+def worst(
+    rows: Iterable[Row], number: str, limit: int, *, reverse: bool = False, without: Counter[str] | None = None
+) -> list[Row]:
+    """Worst first by that number, or best first. Holds ``limit`` rows.
+
+    Rows that do not have it are left out, and counted in ``without`` by their state.
+    """
+    return _largest(_ranked(rows, number, -1.0 if reverse else 1.0, without), limit)
+
+
+def _ranked(rows: Iterable[Row], number: str, sign: float, without: Counter[str] | None) -> Iterator[tuple[float, Row]]:
+    for row in rows:
+        value = row.number(number)
+        if value is not None:
+            yield sign * badness(number, value), row
+        elif without is not None:
+            without[row.end["state"]] += 1
 
 
 def _largest(ranked: Iterable[tuple[float, Row]], limit: int) -> list[Row]:

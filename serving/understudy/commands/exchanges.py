@@ -28,6 +28,9 @@ def _tags(_context: Any, parameter: Any, given: tuple[str, ...]) -> dict[str, st
 @click.option("--since", callback=unix_s, help="Only those from then on: 2026-11-24, 2026-11-24T10:00, or 90m ago.")
 @click.option("--until", callback=unix_s, help="Only those before then.")
 @click.option("--worst", help="Rank by COMPARATOR, COMPARATOR.number or a number, the worst first.")
+@click.option(
+    "--reverse", is_flag=True, help="With --worst: the best first. Of numbers of your own high ones are best."
+)
 @click.option("--limit", type=click.IntRange(1), help="How many, 20 if not given; --export alone takes all.")
 @click.option("--show", help="One exchange side by side, by any of its ids or the beginning of its own.")
 @click.option("--export", "export_to", type=click.Path(dir_okay=False, path_type=Path), help="FILE.jsonl of chats.")
@@ -43,6 +46,8 @@ def command(source: str, worst: str | None, key: str | None, **options: Any) -> 
     from understudy.browse.select import Filters
     from understudy.offline import wide_console
 
+    if options["reverse"] and worst is None:
+        raise click.BadOptionUsage("--reverse", "--reverse: goes with --worst")
     names = ("challenger", "state", "reason", "tags", "label")
     filters = Filters(**{name: options.pop(name) for name in names})
     run(source, filters, worst_by=worst, key=key, console=wide_console(120), **options)
