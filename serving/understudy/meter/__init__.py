@@ -8,6 +8,6 @@ sampler.py      one thread that asks nvml.py or host.py for reading.py's figures
 attribution.py  who used the device, with what can be wrong
 taken.py        what one exchange took, for the record
 cost.py         money; caps.py stops the shadow where it takes too much
-metrics.py      the table of metrics; publish.py fills it, exposition.py is /metrics
+metrics.py      the table of metrics; publish.py fills it, exposition.py is /metrics, histogram.py its histograms
 traces.py       OpenTelemetry, an extra
 """

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from understudy.meter.histogram import Histogram
 from understudy.meter.metrics import METRICS, Labels, Metric
 
 VLLM = "vllm:"
@@ -40,7 +41,7 @@ class PrometheusSink:
 
     def observe(self, metric: Metric, value: float, labels: Labels) -> None:
         """See metrics.Sink."""
-        self._of(metric, labels).observe(value)
+        self._metrics[metric.name].observe(value, labels)
 
     def _of(self, metric: Metric, labels: Labels) -> Any:
         found = self._metrics[metric.name]
@@ -54,7 +55,7 @@ class PrometheusSink:
             case "gauge":
                 return Gauge(metric.name, words, metric.labels, registry=self.registry)
             case "histogram":
-                return Histogram(metric.name, words, metric.labels, registry=self.registry, buckets=metric.buckets)
+                return Histogram(metric.name, words, metric.labels, metric.buckets, self.registry)
 
 
 @dataclass(frozen=True, slots=True)
