@@ -7,12 +7,12 @@ a start, like the verdict.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from understudy.meter.gaps import Gaps, added, quantile_s
+from understudy.meter.gaps import quantile_s
 from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
 from understudy.report.paired import PairedFigures
@@ -67,7 +67,7 @@ class Tally:
     paired: PairedFigures = field(default_factory=PairedFigures)
     floor: FloorFigures = field(default_factory=FloorFigures)
     numbers: NumberFigures = field(default_factory=NumberFigures)
-    gaps: Gaps = ()
+    gaps: Counter[int] = field(default_factory=Counter)
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
@@ -90,7 +90,8 @@ class Tally:
         if ttft_s is not None:
             self.champion_ttft_ms.append(1000 * ttft_s)
         self.champion_ms.append(1000 * exchange.champion.timings.end_to_end_s)
-        self.gaps = added(self.gaps, exchange.champion.measured.gaps)
+        for bucket, count in exchange.champion.measured.gaps:
+            self.gaps[bucket] += count
         if challenger.answers:
             if challenger.timings.ttft_s is not None:
                 self.challenger_ttft_ms.append(1000 * challenger.timings.ttft_s)
@@ -117,6 +118,7 @@ class Tally:
 
     def summary(self, busy_s: float | None) -> ChallengerSummary:
         """The figures as the report shows them."""
+        gaps = tuple(sorted(self.gaps.items()))
         return ChallengerSummary(
             name=self.name,
             compared=self.compared,
@@ -135,8 +137,8 @@ class Tally:
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
             paired=self.paired.figures(),
-            stream_gap_p50_ms=_ms(quantile_s(self.gaps, 0.5)),
-            stream_gap_p95_ms=_ms(quantile_s(self.gaps, 0.95)),
+            stream_gap_p50_ms=_ms(quantile_s(gaps, 0.5)),
+            stream_gap_p95_ms=_ms(quantile_s(gaps, 0.95)),
             draft=self.draft,
             disagreements=tuple(one for _, _, one in sorted(self.worst, key=lambda item: (-item[0], item[1]))),
         )
