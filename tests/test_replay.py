@@ -12,11 +12,15 @@ import pytest
 from tests.builders import Ear, Offer, exchange, in_loop, shadow_spec, turns
 from tests.record.builders import accepted, ended, feedback, open_keeper
 
+from understudy import replay_run
 from understudy.browse.champion import champion_in
 from understudy.engines.fake import FakeEngine
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.lane.lane import Lane
 from understudy.record import Control, scan
+from understudy.record.seal import seal
+from understudy.record.sources import Source
+from understudy.record.store import RemoteStore
 from understudy.replay_run import finished, replayable, run
 from understudy.types import State
 
@@ -121,7 +125,7 @@ def test_what_an_interrupted_replay_has_done_is_not_done_again(tmp_path: Path) -
     assert finished(tmp_path / "nowhere", ["a"]) == set()
 
 
-def start(record: str, out: Path, **more: Any) -> int:
+def start(record: str, out: Path, **more: Any) -> Any:
     options: dict[str, Any] = {
         "since": None, "until": None, "concurrency": 2, "gate": False, "label_pattern": None, "config": None,
         "champion": "m", "challengers": ("n",), "engine_args": None, "placement": None,
@@ -139,6 +143,23 @@ def test_wrong_starts_are_told_before_any_engine_is_asked_for(tmp_path: Path) ->
         start(str(record), tmp_path / "late", since=4e9)
     with pytest.raises(RecordError):
         start(str(tmp_path / "nothing"), tmp_path / "third")
+
+
+def test_what_is_still_in_the_log_of_an_object_store_is_replayed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def taken(raw: Any, views: Any, total: int, only: Any, **_: Any) -> Any:
+        return raw["champion"]["model"], total, [view["exchange_id"] for view in views]
+
+    monkeypatch.setattr(replay_run, "_run", taken)
+    url, spool = f"memory://replay-{tmp_path.name}", tmp_path / "spool"
+    store = RemoteStore(url).inside("replica-0")
+    write(spool, Control("identity", 1.0, IDENTITY), accepted(1), ended(1), store=store)
+    seal(Source(spool / "replica-0", store), "replica-0", include_newest=True)
+    newer = {"champion": {"name": "champion", "model": "org/newer", "engine_args": {}}}
+    write(spool, Control("identity", 2.0, newer), accepted(2), ended(2), store=store)
+    assert start(url, tmp_path / "a", champion=None) == ("org/lead", 1, ["ex-1"])
+    assert start(url, tmp_path / "b", champion=None, spool=spool) == ("org/newer", 2, ["ex-1", "ex-2"])
 
 
 @in_loop

@@ -63,6 +63,7 @@ def run(
     concurrency: int,
     gate: bool,
     label_pattern: str | None,
+    spool: Path | None = None,
     **models: Any,
 ) -> int:
     """Everything that ``understudy replay`` does; returns the exit code.
@@ -72,7 +73,7 @@ def run(
         RecordError: there is no record.
     """
     console = offline.wide_console()
-    recorded = None if models["champion"] is not None else champion_in(record)
+    recorded = None if models["champion"] is not None else champion_in(record, spool)
     raw = with_gates(with_models(**models, recorded=recorded), label_pattern)
     only = recorded["name"] if recorded is not None and raw["champion"] == recorded else None
     raw = offline.offline_config(raw, out=out, concurrency=concurrency, has_champion=False)
@@ -81,10 +82,10 @@ def run(
         raise ConfigError(f"--out: {str(out)!r} must not hold the record that is replayed")
     offline.take_folder(out, {"config": raw, "record": record, "since": since, "until": until})
     done = finished(out / "record", [model.name for model in config.challengers])
-    total = sum(view["exchange_id"] not in done for view in scan(record, since=since, until=until))
+    total = sum(view["exchange_id"] not in done for view in scan(record, since=since, until=until, spool=spool))
     if not total and not done:
         raise RecordError(f"{record}: has no exchange to replay")
-    views = (view for view in scan(record, since=since, until=until) if view["exchange_id"] not in done)
+    views = (view for view in scan(record, since=since, until=until, spool=spool) if view["exchange_id"] not in done)
     return asyncio.run(_run(raw, views, total, only, out=out, concurrency=concurrency, gate=gate, console=console))
 
 

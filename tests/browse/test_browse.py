@@ -197,7 +197,7 @@ def test_no_control_sequence_of_a_record_reaches_the_terminal(record: Path) -> N
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)
     console.print(shown(view, list(Filters().rows([view]))))
     run(str(record), Filters(), since=None, until=None, worst_by=None, show=None, export_to=None, answer="none",
-        limit=None, key=None, console=Console(file=stream, width=120))  # fmt: skip
+        limit=None, key=None, spool=None, console=Console(file=stream, width=120))  # fmt: skip
     assert "question 4" in stream.getvalue()
     assert "\x1b[2J" not in stream.getvalue()
     assert printable("a\x1b[2Jb\x07\u202e\n") == "a\ufffd[2Jb\ufffd\ufffd\n"

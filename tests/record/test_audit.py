@@ -246,9 +246,13 @@ def test_proofs(whole: Path) -> None:
         {"manifest": good["manifest"].replace('"replica-0"', '"replica-1"')},
         {"signature": {**good["signature"], "signature": "00" * 64}},
         {"sha": "no"},
+        {"n": 999},
+        {"document": None, "sha": "00" * 32},
     ):
         with pytest.raises(RecordError):
             check({**good, **change})
+    assert check(good).startswith(f"record {good['n']} is in segment 1 of replica-0")
+    assert check({**good, "document": None, "n": 999}).startswith("a record that was erased is in")
     assert list(prove(Source.at(whole), "nobody")) == []
 
 

@@ -14,14 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from understudy.cli import cli
+from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.record import Control, Feedback, scan
 from understudy.record.audit import audit
 from understudy.record.chat import label_of, messages_of
 from understudy.record.columns import COLUMNS
 from understudy.record.given import enter, pending, read
+from understudy.record.lines import segment_path
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
+from understudy.record.recording import Recording
 from understudy.record.seal import seal
 from understudy.record.sealed import arrow_schema
 from understudy.record.sources import Source
@@ -121,6 +124,49 @@ def test_sql_in_an_object_store(tmp_path: Path) -> None:
     assert len(list(scan(url))) == 3
 
 
+def test_what_is_still_in_the_log_of_a_record_in_an_object_store(tmp_path: Path) -> None:
+    url, spool = f"memory://spool-{tmp_path.name}", tmp_path / "spool"
+    store = RemoteStore(url).inside("replica-0")
+    keeper = open_keeper(spool / "replica-0", store=store)
+    keeper.append(accepted(1))
+    flush(keeper)
+    keeper.begin_file()
+    keeper.append(accepted(2))
+    keeper.append(feedback("nobody"))
+    keeper.close()
+    seal(Source(spool / "replica-0", store), "replica-0")
+    run = CliRunner().invoke
+    for more, there in (([], {"ex-1"}), (["--spool", str(spool)], {"ex-1", "ex-2"})):
+        said = run(cli, ["exchanges", url, *more]).output
+        assert {id for id in ("ex-1", "ex-2") if id in said} == there
+        assert (run(cli, ["exchanges", url, "--show", "ex-2", *more]).exit_code == 0) == ("ex-2" in there)
+        assert f"{len(there)} written" in export_from(url, tmp_path / "chat.jsonl", *more)
+    assert run(cli, ["feedback", "--pending", "--to", url, "--spool", str(spool)]).output.split() == ["nobody"]
+
+
+def test_an_id_that_is_recorded_as_a_pseudonym_is_found_by_itself(tmp_path: Path) -> None:
+    url = tmp_path / "record"
+    recording = Recording.of(RecordSpec(url=str(url), text="redacted"), "replica-0")
+    keeper = open_keeper(recording.log, privacy=recording.privacy)
+    keeper.append(accepted(1, client_request_id="ann@example.org"))
+    keeper.append(accepted(2, client_request_id="plain"))
+    keeper.close()
+    assert b"ann@example.org" not in segment_path(recording.log, 1).read_bytes()
+    seal(Source.at(recording.log), "replica-0", include_newest=True)
+    run = CliRunner().invoke
+    for where in (url, recording.log):  # the record, or the folder of one writer
+        for id, found in (("ann@example.org", "ex-1"), ("plain", "ex-2")):
+            shown = run(cli, ["exchanges", str(where), "--show", id])
+            assert (shown.exit_code, found in shown.output) == (0, True), shown.output
+            proved = run(cli, ["audit", "prove", id, "--url", str(where)])
+            assert json.loads(json.loads(proved.output)["document"])["exchange_id"] == found
+        assert run(cli, ["exchanges", str(where), "--show", "bob@example.org"]).exit_code == 1
+    (url / "redaction.key").unlink()
+    assert run(cli, ["exchanges", str(url), "--show", "ann@example.org"]).exit_code == 1
+    assert run(cli, ["exchanges", str(url), "--show", "plain"]).exit_code == 0
+    assert not (url / "redaction.key").exists()  # who reads makes none
+
+
 def test_the_sql_command(url: Path) -> None:
     run = CliRunner().invoke
     asked = ["sql", "SELECT state, count(*) AS n FROM endings GROUP BY ALL ORDER BY ALL", "--url", str(url)]
@@ -131,7 +177,11 @@ def test_the_sql_command(url: Path) -> None:
 
 
 def export(url: Path, out: Path, *options: str) -> str:
-    done = CliRunner().invoke(cli, ["export", str(url), "--out", str(out), *options])
+    return export_from(str(url), out, *options)
+
+
+def export_from(url: str, out: Path, *options: str) -> str:
+    done = CliRunner().invoke(cli, ["export", url, "--out", str(out), *options])
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -144,6 +194,17 @@ def test_export_as_chats(url: Path, tmp_path: Path) -> None:
     assert one["messages"][-1]["content"].startswith("yes\nand")
     assert one["label"] == "good"
     assert one["metadata"]["challengers"]["b"]["answer"].startswith("yes")
+
+
+def test_an_export_takes_times_as_its_siblings_do(url: Path, tmp_path: Path) -> None:
+    def written(*options: str) -> str:
+        return export(url, tmp_path / "chat.jsonl", *options).split(": ")[1].split(",")[0]
+
+    assert written("--since", "2023-11-14", "--until", "2023-11-16") == "40 written"
+    assert written("--since", "90m ago") == "0 written"
+    assert written("--until", "2023-11-14T22:13:30+00:00") == "10 written"  # from 22:13:20.25 on, one a second
+    refused = CliRunner().invoke(cli, ["export", str(url), "--out", str(tmp_path / "x"), "--since", "yesterday"])
+    assert (refused.exit_code, "must be a time such as 2026-11-24" in " ".join(refused.output.split())) == (2, True)
 
 
 def test_both_commands_that_write_chats_write_the_same(url: Path, tmp_path: Path) -> None:

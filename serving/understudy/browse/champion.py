@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,14 +15,14 @@ from understudy.record.scanning import sources_at
 Decode = Callable[[Sequence[int]], str]
 
 
-def champion_in(record: str) -> dict[str, Any] | None:
+def champion_in(record: str, spool: Path | None = None) -> dict[str, Any] | None:
     """The newest champion that the record names, as the configuration has it; None in a record that names none.
 
     Raises:
         RecordError: there is no record.
     """
     found: dict[str, Any] | None = None
-    for source in sources_at(record):
+    for source in sources_at(record, spool):
         for place, head in source.heads(Damage().report):
             control = decode(source.document(place)) if head.kind == "control" else {}
             if control.get("action") == "identity" and (said := control["detail"].get("champion")):

@@ -19,6 +19,7 @@ from understudy.browse.show import shown
 from understudy.compare.ranking import number_of
 from understudy.errors import ConfigError, RecordError, UnderstudyError
 from understudy.record import scan
+from understudy.record.recording import names_of
 
 RANKED_BY = "token_agreement"
 """The number that is shown where nobody asked for another."""
@@ -40,6 +41,7 @@ def run(
     answer: Answer,
     limit: int | None,
     key: str | None,
+    spool: Path | None,
     console: Console,
 ) -> None:
     """List, show or export.
@@ -48,17 +50,17 @@ def run(
         ConfigError: ``worst_by`` is no number, or a server was asked for what only its record can tell.
         UnderstudyError: nothing is there, or the server or the record cannot be asked.
     """
+    views = watched(scan(source, since=since, until=until, spool=spool), console)
     if source.startswith(("http://", "https://")):
         if show is None or export_to is not None:
             raise ConfigError(f"{source!r}: a server shows one exchange (--show ID); lists come from its record.url")
         found, decode = ask(source, show, key), None
     elif show is not None:
-        found, decode = find(source, show, since, until, console), decoder_of(champion_in(source))
+        found, decode = find(views, source, show, spool), decoder_of(champion_in(source, spool))
     if show is not None:
         for view in found:
             console.print(shown(view, list(filters.rows([view])), decode))
         return
-    views = watched(scan(source, since=since, until=until), console)
     number = RANKED_BY if worst_by is None else number_of(worst_by)
     rows, without = filters.rows(views), Counter[str]()
     if worst_by is not None:
@@ -80,9 +82,10 @@ def run(
         console.print(f"not ranked, for they have no {number}: {states} (--state lists them)", style="yellow")
 
 
-def find(source: str, any_id: str, since: float | None, until: float | None, console: Console) -> list[View]:
+def find(views: Iterator[View], source: str, any_id: str, spool: Path | None) -> list[View]:
     """The exchanges of a record under an id, at most MAX_SHOWN. Raises RecordError: there is none."""
-    called = (view for view in watched(scan(source, since=since, until=until), console) if is_called(view, any_id))
+    names = names_of(any_id, source, spool)
+    called = (view for view in views if any(is_called(view, name) for name in names))
     found = list(islice(called, MAX_SHOWN))
     called.close()
     if not found:

@@ -9,6 +9,8 @@ from typing import IO
 
 import click
 
+from understudy.commands import options
+
 
 @click.group()
 def command() -> None:
@@ -17,7 +19,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("url", default="understudy-data")
-@click.option("--spool", type=click.Path(file_okay=False, path_type=Path), help="Where the logs are, if not in URL.")
+@options.spool
 @click.option("--public-key", help="Every signature must be by this key (hex).")
 @click.option("--allow-version-1", "old", type=click.IntRange(0), default=0, metavar="N",
               help="N records of version 1, which has no chain, are known to be in it.")  # fmt: skip
@@ -55,16 +57,17 @@ def verify(url: str, spool: Path | None, public_key: str | None, old: int) -> No
 @command.command()
 @click.argument("id")
 @click.option("--url", default="understudy-data", show_default=True)
-@click.option("--spool", type=click.Path(file_okay=False, path_type=Path), help="Where the logs are, if not in URL.")
+@options.spool
 def prove(id: str, url: str, spool: Path | None) -> None:
     """Print a proof for each sealed record of the exchange ID, one JSON object a line."""
     from understudy.errors import RecordError
     from understudy.record.proof import prove as proofs
+    from understudy.record.recording import names_of
     from understudy.record.scanning import sources_at
 
-    num_found = 0
+    num_found, names = 0, names_of(id, url, spool)
     for source in sources_at(url, spool):
-        for proof in proofs(source, id):
+        for proof in (proof for name in names for proof in proofs(source, name)):
             click.echo(json.dumps(proof))
             num_found += 1
     if not num_found:

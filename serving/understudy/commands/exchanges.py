@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from understudy.commands.options import unix_s
+from understudy.commands.options import spool, unix_s
 
 
 def _tags(_context: Any, parameter: Any, given: tuple[str, ...]) -> dict[str, str]:
@@ -36,6 +36,7 @@ def _tags(_context: Any, parameter: Any, given: tuple[str, ...]) -> dict[str, st
 @click.option("--export", "export_to", type=click.Path(dir_okay=False, path_type=Path), help="FILE.jsonl of chats.")
 @click.option("--answer", type=click.Choice(["champion", "challenger", "none"]), default="champion", show_default=True,
               help="What ends each chat of --export.")  # fmt: skip
+@spool
 @click.option("--key", envvar="UNDERSTUDY_SHADOW_KEY", help="The key of /shadow, where SOURCE is a server.")
 def command(source: str, worst: str | None, key: str | None, **options: Any) -> None:
     """List, rank, show or export recorded exchanges.

@@ -23,7 +23,7 @@ def command(file: Path | None, target: str, key: str | None, spool: str, pending
 
     is_server = target.startswith(("http://", "https://"))
     if pending:
-        for id in given.waiting(target, key) if is_server else given.pending(target):
+        for id in given.waiting(target, key) if is_server else given.pending(target, spool):
             click.echo(id)
         return
     if file is None:

@@ -9,10 +9,16 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
+spool = click.option(
+    "--spool",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="record.spool, where the record is in an object store; without it only what is sealed is seen.",
+)
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])(?:\s+ago)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

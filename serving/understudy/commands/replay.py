@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from understudy.commands.options import unix_s
+from understudy.commands.options import spool, unix_s
 from understudy.errors import UnderstudyError
 
 
@@ -20,6 +20,7 @@ from understudy.errors import UnderstudyError
 @click.option("--config", type=click.Path(dir_okay=False), help="YAML as for serve; what is given here wins.")
 @click.option("--since", callback=unix_s, help="Only exchanges from then on: 2026-11-24, 2026-11-24T10:00, or 90m ago.")
 @click.option("--until", callback=unix_s, help="Only exchanges before then.")
+@spool
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the new record and the page.")
 @click.option("--label-pattern", help="Where the label is in an answer, group 1; adds a gate on accuracy.")
 @click.option("--engine-args", help="JSON: vLLM's engine arguments, for every model given here.")

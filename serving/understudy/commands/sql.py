@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 
+from understudy.commands.options import spool as spool_option
+
 
 @click.command()
 @click.argument("query")
 @click.option("--url", default="understudy-data", show_default=True)
-@click.option("--spool", type=click.Path(file_okay=False, path_type=Path), help="Where the logs are, if not in --url.")
+@spool_option
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def command(query: str, url: str, spool: Path | None, form: str) -> None:
     """Run a DuckDB QUERY over the record: views records, exchanges, endings, comparisons, feedback, controls.

@@ -152,9 +152,9 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
     return num_new, unknown
 
 
-def pending(url: str) -> list[str]:
+def pending(url: str, spool: str | None = None) -> list[str]:
     """Ids of a record for which there is feedback and no exchange. Raises RecordError."""
-    readers = [RecordReader(source) for source in sources_at(url)]
+    readers = [RecordReader(source) for source in sources_at(url, None if spool is None else Path(spool))]
     ids = known_ids(readers)
     return sorted(id for id in given_feedback(readers) if id not in ids)
 

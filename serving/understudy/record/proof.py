@@ -40,6 +40,9 @@ def check(proof: Mapping[str, Any]) -> str:
         sha = bytes.fromhex(proof["sha"])
         if proof["document"] is not None and sha256(proof["document"].encode()).digest() != sha:
             raise RecordError("the document has another hash than the proof says")
+        n = None if proof["document"] is None else json.loads(proof["document"])["n"]
+        if n is not None and n != proof["n"]:
+            raise RecordError(f"the document is record {n}, the proof says {proof['n']!r}")
         steps = [merkle.Step(bytes.fromhex(sibling), side == "left") for side, sibling in proof["path"]]
         body = proof["manifest"].encode()
         manifest = json.loads(body)
@@ -48,7 +51,8 @@ def check(proof: Mapping[str, Any]) -> str:
         signature = proof["signature"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"not a proof: {type(error).__name__}: {error}") from error
-    what = f"record {proof['n']} is in segment {manifest['segment']} of {manifest['writer']}"
+    which = "a record that was erased" if n is None else f"record {n}"
+    what = f"{which} is in segment {manifest['segment']} of {manifest['writer']}"
     if signature is None:
         return f"{what}, whose manifest is not signed"
     if not is_signed(signature, MANIFEST, body):

@@ -16,6 +16,7 @@ from understudy.record.signing import Signer
 from understudy.record.store import LocalStore, Store, is_local, make_folders, store_at, sync_folder
 
 SECRET_FILE = "redaction.key"
+NO_SPOOL = "/nonexistent"
 RULE_FILE = "redaction.json"  # {"text": ..., "redactors": [...]}: by what rule the servers write this record
 
 
@@ -102,6 +103,17 @@ def with_rule(spec: RecordSpec) -> RecordSpec:
         return spec
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{folder / RULE_FILE} cannot be read: {error}") from error
+
+
+def names_of(id: str, url: str, spool: Path | None = None) -> tuple[str, ...]:
+    """Under what the record at ``url`` may have an id: as it is, and its pseudonym where the key can be read."""
+    folder = RecordSpec(url=url, spool=str(spool or NO_SPOOL)).folder
+    for place in (folder, folder.resolve().parent):  # the record, or the folder of one writer
+        try:
+            return id, Privacy(secret=(place / SECRET_FILE).read_bytes()).pseudonym(id)
+        except OSError:
+            continue
+    return (id,)
 
 
 def _secret_or_new(root: Path) -> bytes:

@@ -22,7 +22,9 @@ from understudy.record.store import is_local, store_at
 NO_LOG = Path("/nonexistent")
 
 
-def scan(url: str | Path, *, since: float | None = None, until: float | None = None) -> Iterator[dict[str, Any]]:
+def scan(
+    url: str | Path, *, since: float | None = None, until: float | None = None, spool: Path | None = None
+) -> Iterator[dict[str, Any]]:
     """Every exchange of the record at ``url``, replica by replica; within one in the order in which they ended.
 
     A label counts for an exchange whichever replica it was given to. Memory: reading.py's, and every feedback.
@@ -31,11 +33,12 @@ def scan(url: str | Path, *, since: float | None = None, until: float | None = N
         url: as ``record.url`` has it, or the folder of one replica.
         since: only exchanges that arrived at this time (Unix seconds) or later.
         until: only exchanges that arrived before this time.
+        spool: as in sources_at.
 
     Raises:
         RecordError: there is no record, or it cannot be read at all. Damaged records are left out and logged.
     """
-    readers = [RecordReader(source) for source in sources_at(url)]
+    readers = [RecordReader(source) for source in sources_at(url, spool)]
     given = given_feedback(readers)
     for reader in readers:
         for view in reader.iterate(given):
