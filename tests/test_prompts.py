@@ -57,6 +57,7 @@ def test_chats_completions_and_batch_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "prompts.jsonl:2: is not JSON"),
+        ('{"prompt": "a \\ud800 b"}', "prompts.jsonl:2: has half of a surrogate pair"),
         ("[" * 100_000, "prompts.jsonl:2: is not JSON"),
         ("[]", "prompts.jsonl:2: [] must be an object"),
         ({}, "must have either 'messages' (a chat) or 'prompt'"),

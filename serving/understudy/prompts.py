@@ -21,6 +21,7 @@ from typing import Any
 
 from understudy.api.middleware import MAX_TAGS_BYTES
 from understudy.errors import ConfigError
+from understudy.record.codec import without_surrogates
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 ENDPOINTS = (CHAT, COMPLETION, "/v1/responses", "/v1/messages")
@@ -70,7 +71,7 @@ def read_prompts(path: str | Path, defaults: Mapping[str, Any]) -> list[Prompt]:
         ConfigError: the file cannot be read, has no prompt, or has bad lines, of which the first ten are named.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside of JSON text
     except (OSError, UnicodeDecodeError) as fault:
         raise ConfigError(f"{path}: cannot be read: {fault}") from fault
     prompts: list[Prompt] = []
@@ -101,6 +102,8 @@ def read_line(number: int, text: str, defaults: Mapping[str, Any]) -> Prompt:
         line = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise BadLine(f"is not JSON: {fault}") from fault
+    if line != without_surrogates(line):
+        raise BadLine("has half of a surrogate pair (\\ud800 to \\udfff), which is no text and cannot be sent")
     if not isinstance(line, dict):
         raise BadLine(f"{line!r} must be an object, with 'messages' or 'prompt'")
     for key in line:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from understudy.browse.command import run
-from understudy.browse.export import as_chat
+from understudy.browse.export import as_chat, export
 from understudy.browse.select import Filters, Row, is_called, newest, worst
 from understudy.browse.show import shown
 from understudy.browse.words import cut, printable, side_by_side, words
@@ -27,6 +27,10 @@ from understudy.compare import Comparators
 from understudy.errors import ConfigError, RecordError
 from understudy.prompts import read_prompts
 from understudy.record import Accepted, Control, Ended, Feedback, scan
+from understudy.record.chat import messages_of, parameters_of
+from understudy.record.codec import to_json
+from understudy.record.export import FORMS
+from understudy.record.export import export as export_record
 from understudy.types import Comparison, Ending, Exchange, Floor, RequestFacts, Score, State, Taken
 
 NUM = 12
@@ -304,3 +308,57 @@ def test_the_worst_go_straight_into_the_next_comparison(record: Path, tmp_path: 
     assert prompts[0].body["max_tokens"] == 4
     assert prompts[0].label == "ham"
     assert prompts[0].tags == {"tenant": "even"}
+
+
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a\u2028b\u2029c\x85d\x0be"}], "n": 2}),
+    "plain": ("/v1/completions", {"prompt": "Once\x85upon", "max_tokens": 3}),
+    "messages": (
+        "/v1/messages",
+        {"system": [{"type": "text", "text": "Be kind."}], "messages": [{"role": "user", "content": "Hi"}],
+         "max_tokens": 5, "tools": [{"name": "find", "input_schema": {"type": "object"}}]},
+    ),
+    "responses": ("/v1/responses", {"instructions": "Be kind.", "input": "Hi", "max_output_tokens": 5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_an_exported_request_is_the_very_same_request_again(tmp_path: Path, kind: str) -> None:
+    endpoint, body = BODIES[kind]
+    sent = {**body, "model": "lead", "stream": True}
+    facts = RequestFacts(endpoint=endpoint, body=json.dumps(sent).encode())
+    view = documents(replace(exchange("x", facts=facts), parameters={}))
+    row = Row(view, "rival", {"state": "compared", "reason": None, "comparison": None, "observation": None})
+    export([row, row], tmp_path / "out.jsonl", "none")
+    (tmp_path / "one.jsonl").write_text((tmp_path / "out.jsonl").read_text().partition("\n")[0])
+    (prompt,) = read_prompts(tmp_path / "one.jsonl", {})
+    assert (prompt.endpoint, prompt.body) == (endpoint, body)
+    assert len((tmp_path / "out.jsonl").read_text().split("\n")) == 3
+
+
+@pytest.mark.parametrize("kind", ["messages", "responses"])
+def test_instructions_beside_the_messages_are_one(kind: str) -> None:
+    endpoint, body = BODIES[kind]
+    view = documents(exchange("x", facts=RequestFacts(endpoint=endpoint, body=json.dumps(body).encode())))
+    first, user = messages_of(view) or ()
+    assert (first["role"], user) == ("system", {"role": "user", "content": "Hi"})
+    assert not {"system", "instructions"} & parameters_of(view).keys()
+
+
+def test_half_a_surrogate_pair_stops_no_export(tmp_path: Path) -> None:
+    body = b'{"messages": [{"role": "user", "content": "a \\ud800 b"}]}'
+    view = documents(exchange("x", facts=RequestFacts(endpoint="/v1/chat/completions", body=body)))
+    end = {"state": "compared", "reason": None, "comparison": None, "observation": view["champion"]}
+    view["challengers"] = {"rival": end}
+    export([Row(view, "rival", end)], tmp_path / "out.jsonl", "none")
+    for form in FORMS:
+        assert export_record([view], form, tmp_path / form).num_written == 1
+    (prompt,) = read_prompts(tmp_path / "out.jsonl", {})
+    assert prompt.body["messages"][0]["content"] == "a \ufffd b"
+    for name in ("chat", "label-studio"):
+        assert "a \ufffd b" in (tmp_path / name).read_text()
+
+
+def documents(whole: Exchange) -> dict[str, Any]:
+    """An exchange as a view has it."""
+    return to_json(Accepted(whole, ("rival",)), lambda _: {}) | {"challengers": {}, "feedback": []}

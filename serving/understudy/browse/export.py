@@ -3,18 +3,18 @@
 Each line is as record/chat.py has it, with the one challenger of the row.
 
 ``messages`` alone is what fine-tuning tools read. Without an answer at its end (``--answer none``) the file is one that
-``understudy compare --prompts`` takes.
+``understudy compare --prompts`` takes: the same requests again. What was no chat is then in OpenAI's batch format.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from understudy.browse.select import Row
-from understudy.record.chat import body_of, chat_of, messages_of, text_of
+from understudy.prompts import CHAT, COMPLETION, ENDPOINTS
+from understudy.record.chat import NOT_SENT, body_of, chat_of, line_of, messages_of, text_of
 from understudy.record.store import open_private
 
 Answer = Literal["champion", "challenger", "none"]
@@ -29,7 +29,7 @@ def export(rows: Iterable[Row], path: Path, answer: Answer) -> tuple[int, int]:
             if line is None:
                 left_out += 1
             else:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(line_of(line))
                 written += 1
     return written, left_out
 
@@ -44,12 +44,17 @@ def as_chat(row: Row, answer: Answer) -> dict[str, Any] | None:
     asked: dict[str, Any] = {"messages": messages}
     if answer != "none":
         asked = {"messages": [*messages, {"role": "assistant", "content": said}]}
-    elif str(row.view.get("endpoint")).endswith("/completions") and len(messages) == 1:
-        asked = _plain(row) or asked
+    else:
+        asked = _as_sent(row) or asked
     return chat_of(row.view, asked, {row.challenger: row.end})
 
 
-def _plain(row: Row) -> dict[str, Any] | None:
-    """A plain completion goes on as one: no chat template was around it."""
-    prompt = body_of(row.view).get("prompt")
-    return {"prompt": prompt} if isinstance(prompt, str) else None
+def _as_sent(row: Row) -> dict[str, Any] | None:
+    """A plain completion goes on as one, because no chat template was around it; what is no chat goes on as it was."""
+    endpoint, body = row.view.get("endpoint"), body_of(row.view)
+    if endpoint == COMPLETION:
+        prompt = body.get("prompt")
+        return {"prompt": prompt} if isinstance(prompt, str) else None
+    if endpoint in ENDPOINTS and endpoint != CHAT and body:
+        return {"method": "POST", "url": endpoint, "body": {k: v for k, v in body.items() if k not in NOT_SENT}}
+    return None

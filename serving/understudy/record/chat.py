@@ -4,7 +4,9 @@
      "metadata": {"exchange_id", "request_id", "arrived_unix_s", "champion", "champion_answer",
                   "challengers": {name: {"answer", "state", "reason", "comparison"}}}}
 
-``messages`` alone is what fine-tuning tools read. ``label``, ``params`` and ``tags`` are left out where there are none.
+``messages`` alone is what fine-tuning tools read: what other endpoints have beside their messages (``system``,
+``instructions``) is a message too. ``label``, ``params`` and ``tags`` are left out where there are none. Half a
+surrogate pair that some client sent is written as U+FFFD: a file is UTF-8 that everybody can read.
 """
 
 from __future__ import annotations
@@ -13,20 +15,28 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from understudy.record.codec import without_surrogates
 from understudy.record.labels import current_label
 
 View = Mapping[str, Any]
 _OF_AN_END = ("state", "reason", "comparison")
-NOT_PARAMETERS = ("model", "messages", "prompt", "input", "stream", "stream_options")
+SYSTEM = {"messages": "system", "input": "instructions"}
+"""Where /v1/messages and /v1/responses have what a chat has as its first message."""
+NOT_SENT = ("model", "stream", "stream_options")
+NOT_PARAMETERS = (*NOT_SENT, "messages", "prompt", "input", *SYSTEM.values())
 
 
 def messages_of(view: View) -> list[dict[str, Any]] | None:
     """The conversation as it was sent; a plain prompt is one message of the user. None where no text is recorded."""
     body = body_of(view)
-    given = next((body[name] for name in ("messages", "prompt", "input") if name in body), None)
+    name = next((name for name in ("messages", "prompt", "input") if name in body), "")
+    given, system = body.get(name), body.get(SYSTEM.get(name, ""))
+    first = [{"role": "system", "content": system}] if system else []
     if isinstance(given, list) and all(isinstance(message, dict) for message in given):
-        return list(given)
-    text = given if isinstance(given, str) else view.get("prompt_text")
+        return [*first, *given]
+    if isinstance(given, str) and given:
+        return [*first, {"role": "user", "content": given}]
+    text = view.get("prompt_text")
     return [{"role": "user", "content": text}] if text else None
 
 
@@ -64,10 +74,11 @@ def chat_of(view: View, asked: Mapping[str, Any], ends: Mapping[str, Mapping[str
 
     Args:
         view: of the exchange.
-        asked: ``messages``, or what stands for them.
+        asked: ``messages``, or what stands for them; the whole ``body`` has its parameters in it.
         ends: by challenger, of those to tell of.
     """
-    said = {"label": label_of(view), "params": parameters_of(view), "tags": dict(view.get("tags") or {})}
+    params = {} if "body" in asked else parameters_of(view)
+    said = {"label": label_of(view), "params": params, "tags": dict(view.get("tags") or {})}
     challengers = {
         name: {"answer": text_of(end.get("observation"))} | {key: end.get(key) for key in _OF_AN_END}
         for name, end in ends.items()
@@ -76,3 +87,8 @@ def chat_of(view: View, asked: Mapping[str, Any], ends: Mapping[str, Mapping[str
     ids = {name: view[name] for name in ("exchange_id", "request_id", "arrived_unix_s")}
     there = {name: value for name, value in said.items() if value}
     return {**asked, **there, "metadata": ids | champion | {"challengers": challengers}}
+
+
+def line_of(chat: Mapping[str, Any]) -> str:
+    """One line of a file of chats, with its end."""
+    return json.dumps(without_surrogates(dict(chat)), ensure_ascii=False) + "\n"

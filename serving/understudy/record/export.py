@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import RecordError
-from understudy.record.chat import chat_of, label_of, messages_of, text_of
+from understudy.record.chat import chat_of, label_of, line_of, messages_of, text_of
 from understudy.record.codec import without_surrogates
 from understudy.record.store import open_private
 from understudy.types import State, Taken
@@ -53,8 +53,7 @@ def _chat(views: Iterable[View], target: Path, challenger: str | None, counted: 
     with open_private(target) as file:
         for view, messages, text in _with_text(views, counted):
             asked = {"messages": [*messages, {"role": "assistant", "content": text}]}
-            line = chat_of(view, asked, dict(_ends(view, challenger)))
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(line_of(chat_of(view, asked, dict(_ends(view, challenger)))))
             counted.num_written += 1
 
 
@@ -73,7 +72,7 @@ def _label_studio(views: Iterable[View], target: Path, challenger: str | None, c
             tasks.append({"data": data, "meta": {"a": pair[0][0], "b": pair[1][0], "label": label_of(view)}})
             counted.num_written += 1
     with open_private(target) as file:
-        file.write(json.dumps(tasks, ensure_ascii=False, indent=1))
+        file.write(json.dumps(without_surrogates(tasks), ensure_ascii=False, indent=1))
 
 
 def _parquet(views: Iterable[View], target: Path, challenger: str | None, counted: Exported) -> None:
