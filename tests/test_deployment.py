@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import sys
+from types import SimpleNamespace
+from typing import Any
 
-from understudy.deployment import seat
+import pytest
+from tests.builders import in_loop
+
+from understudy import deployment
+from understudy.deployment import SWITCH_INTERVAL_S, Replica, seat
 
 
 @pytest.mark.parametrize(
@@ -12,3 +18,25 @@ from understudy.deployment import seat
 )
 def test_a_successor_takes_the_seat_of_who_it_replaces(rank: int, num_replicas: int, expected: int) -> None:
     assert seat(rank, num_replicas) == expected
+
+
+@in_loop
+async def test_the_threads_of_a_replica_give_the_interpreter_back_to_the_loop_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[float] = []
+
+    class Started:
+        @staticmethod
+        async def start(*_args: Any, **_kwargs: Any) -> None:
+            seen.append(sys.getswitchinterval())
+
+    monkeypatch.setattr(deployment, "own_seat", lambda: 0)
+    monkeypatch.setattr(deployment, "Server", Started)
+    before = sys.getswitchinterval()
+    try:
+        _ingress, plain, *_ = Replica.func_or_class.__mro__
+        await plain.__init__(SimpleNamespace(), {}, None)
+    finally:
+        sys.setswitchinterval(before)
+    assert seen == [pytest.approx(SWITCH_INTERVAL_S)]
