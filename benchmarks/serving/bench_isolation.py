@@ -1,14 +1,23 @@
 """Does the champion feel its shadow? Open-loop load at parts of its capacity, the shadow off, on, and naive, in turn.
 
-    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 16] [--quick]
+    python -m benchmarks.serving.bench_isolation [--quick] [--mirror]
+    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 10.5]
+
+The full form ends in less than ten minutes on two cores, --quick in two; --mirror takes five more.
 
 One server of the shared placement for each size, all arms on it: ``off`` (paused), ``on``, ``off again`` (A/A: its
 ratio is the noise of the machine) and ``naive``: a driver that steps both engines in turn (benchmarks/serving/naive).
 Requests arrive as a Poisson process, in every arm of a round at the same moments; times count from when a request
-should have been sent (load.py). The challenger is another checkpoint of the same size; it scores and generates.
+should have been sent (load.py). A block begins with RUN_IN_S of the same load that count for nothing, so that neither
+the champion nor the shadow starts from rest. The challenger is another checkpoint of the same size; it scores and
+generates.
+
+With --mirror, afterwards, at the same rates: nginx before vLLM's own server, with and without its ``mirror`` to a
+second one (mirror.py). What the champion feels of it is to be compared: each has a baseline of its own.
 
 Ratios are of quantiles over all rounds, with 95% intervals from resampling rounds and requests within them. The share
-of idle time is what the challenger worked, of what the champion left. Capacity is measured first, with the shadow off.
+of idle time is what the challenger worked, of what the champion left: an engine that steps small batches at once is
+busy for far more than the load's part of the time. Capacity is measured first, with the shadow off.
 """
 
 from __future__ import annotations
@@ -28,14 +37,17 @@ from typing import Any
 import httpx
 
 from benchmarks.common import finish, machine, parser, percentiles
-from benchmarks.serving import servers
+from benchmarks.serving import mirror, servers
 from benchmarks.serving.load import QUANTILES, Seen, closed_loop, completion, latencies, open_loop, poisson, prompts
 from benchmarks.serving.load import summary as summary_of
 from benchmarks.serving.models import make
 
 ARMS = ("off", "on", "off again", "naive")
+PROXIES = ("nginx", "nginx mirror")
 NUM_WORDS, NUM_TOKENS = 32, 32
-NUM_ROUNDS = 4
+NUM_ROUNDS = 3
+RUN_IN_S = 0.8
+SETTLE_S = 1.0  # for what the mirror has yet to finish
 KV_BYTES = {"tiny": 256 * 2**20, "base": 1024 * 2**20}
 NUM_RESAMPLES = 400
 CAPACITY_CONCURRENCY = 32
@@ -43,15 +55,41 @@ CAPACITY_REQUESTS = {"tiny": 600, "base": 96}
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What the server had done when it was asked."""
+
+    at_s: float
+    compared: int
+    challenger: Mapping[str, Any]
+    champion: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Block:
     """One arm for some seconds."""
 
-    seconds: float
     seen: list[Seen]
-    compared: int
-    challenger_busy_s: float
-    champion_busy_s: float
-    longest_slice_ms: float
+    began: Moment
+    ended: Moment
+
+    @property
+    def seconds(self) -> float:
+        """Between the two moments."""
+        return self.ended.at_s - self.began.at_s
+
+    @property
+    def compared(self) -> int:
+        """Exchanges that ended so."""
+        return self.ended.compared - self.began.compared
+
+    def challenger(self, figure: str) -> float:
+        """How much this figure of its steps grew."""
+        return float(self.ended.challenger[figure] - self.began.challenger[figure])
+
+    @property
+    def champion_busy_s(self) -> float:
+        """What the champion's steps took."""
+        return float(self.ended.champion["busy_s"] - self.began.champion["busy_s"])
 
 
 @dataclass
@@ -83,21 +121,24 @@ class Bench:
             httpx.post(f"{self.url}/shadow/resume", timeout=60).raise_for_status()
         time.sleep(0.2)
 
-    def block(self, arm: str, at_s: Sequence[float]) -> Block:
-        """Run one arm."""
+    def block(self, arm: str, at_s: Sequence[float], seconds: float) -> Block:
+        """Run one arm: requests at these moments, of which those after RUN_IN_S count."""
         self.set_arm(arm)
-        before, started_s = self.status(), time.monotonic()
-        seen = asyncio.run(open_loop(self.url, self.bodies(), at_s))
-        after, seconds = self.status(), time.monotonic() - started_s
-        mine = after["challengers"][0]["steps"]
-        return Block(
-            seconds=seconds,
-            seen=seen,
-            compared=after["counts"]["compared"] - before["counts"]["compared"],
-            challenger_busy_s=mine["busy_s"] - before["challengers"][0]["steps"]["busy_s"],
-            champion_busy_s=after["champion"]["steps"]["busy_s"] - before["champion"]["steps"]["busy_s"],
-            longest_slice_ms=mine["longest_ms"],
-        )
+        return asyncio.run(self._block(at_s, seconds))
+
+    async def _block(self, at_s: Sequence[float], seconds: float) -> Block:
+        load = asyncio.create_task(open_loop(self.url, self.bodies(), at_s))
+        await asyncio.sleep(RUN_IN_S)
+        began = await self._moment()
+        await asyncio.sleep(max(0.0, began.at_s + seconds - time.monotonic()))
+        ended = await self._moment()
+        return Block(counted(at_s, await load), began, ended)
+
+    async def _moment(self) -> Moment:
+        async with httpx.AsyncClient(timeout=120) as client:
+            status = (await client.get(f"{self.url}/shadow/status")).raise_for_status().json()
+        steps = status["challengers"][0]["steps"], status["champion"]["steps"]
+        return Moment(time.monotonic(), status["counts"]["compared"], *steps)
 
     def capacity(self, size: str) -> float:
         """Requests per second of the champion alone, as many at a time as it likes; the second of two runs."""
@@ -112,16 +153,21 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["tiny", "base"])
     options.add_argument("--loads", nargs="+", type=float, default=[0.3, 0.6, 0.9])
-    options.add_argument("--seconds", type=float, default=16.0, help="of each arm at each load")
+    options.add_argument("--seconds", type=float, default=10.5, help="of each arm at each load")
     options.add_argument("--models", type=Path, default=Path("~/.cache/understudy/bench"))
+    options.add_argument("--mirror", action="store_true", help="nginx's mirror to a second server, too")
     options.add_argument("--quick", action="store_true", help="the tiny model for a moment, to see that it works")
     given = options.parse_args()
     if given.quick:
         given.sizes, given.loads, given.seconds = ["tiny"], [0.5], 8.0
+    why_not = mirror.why_not()
+    if given.mirror and why_not:
+        print(f"no mirror: {why_not}", flush=True)
     results: dict[str, Any] = {
         "benchmark": "isolation",
         "regime": {
             "prompt_words": NUM_WORDS, "generated_tokens": NUM_TOKENS, "seconds": given.seconds, "rounds": NUM_ROUNDS,
+            "run_in_s": RUN_IN_S,
             "loop": "open, Poisson", "endpoint": "/v1/completions, streaming", "placement": "shared",
             "shadow": "every exchange, scored and generated",
         },
@@ -131,7 +177,9 @@ def main() -> None:
     }  # fmt: skip
     for size in given.sizes:
         models = [make(given.models.expanduser(), size, seed) for seed in (7, 8)]
-        results["sizes"][size] = measure(size, models, given.loads, given.seconds)
+        results["sizes"][size] = found = measure(size, models, given.loads, given.seconds)
+        if given.mirror:
+            found["mirror"] = why_not or measure_mirror(size, models, found, given.seconds)
     finish(results, given.out)
 
 
@@ -156,17 +204,53 @@ def measure(size: str, models: Sequence[str], loads: Sequence[float], seconds: f
     return {"capacity_requests_per_s": capacity, "loads": found}
 
 
+def measure_mirror(size: str, models: Sequence[str], ours: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """All loads of one size at the rates that ours had, without and with nginx's mirror."""
+    args = {"max_model_len": 1024, "kv_cache_memory_bytes": KV_BYTES[size], "enable_prefix_caching": True}
+    bodies = (completion(prompt, NUM_TOKENS) for prompt in prompts(NUM_WORDS, 999))
+    found = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-mirror-") as name,
+        mirror.two_servers((models[0], models[1]), args, Path(name)) as (champion, challenger),
+        mirror.mirror(champion, challenger, Path(name) / "nginx") as urls,
+    ):
+        for url in urls:
+            asyncio.run(closed_loop(url, bodies, CAPACITY_REQUESTS[size] // 4, CAPACITY_CONCURRENCY))  # both warm
+        for load, row in ours["loads"].items():
+            rounds: dict[str, list[list[Seen]]] = {arm: [] for arm in PROXIES}
+            for number in range(NUM_ROUNDS):
+                at_s = poisson(row["requests_per_s"], RUN_IN_S + seconds / NUM_ROUNDS, seed=number)
+                for arm, url in sorted(zip(PROXIES, urls, strict=True), reverse=bool(number % 2)):
+                    rounds[arm].append(counted(at_s, asyncio.run(open_loop(url, bodies, at_s))))
+                    time.sleep(SETTLE_S)
+            found[load] = {
+                "arms": {arm: latency_row(seen) for arm, seen in rounds.items()},
+                "ratios": {"nginx mirror / nginx": ratios(rounds["nginx mirror"], rounds["nginx"])},
+            }
+            print(f"\n{size} at {float(load):.0%}, behind nginx", flush=True)
+            show_rows(found[load])
+    return found
+
+
+def counted(at_s: Sequence[float], seen: Sequence[Seen]) -> list[Seen]:
+    """Those that were to be sent after the run-in."""
+    return [each for at, each in zip(at_s, seen, strict=True) if at >= RUN_IN_S]
+
+
 def one_load(size: str, bench: Bench, load: float, rate_per_s: float, seconds: float) -> dict[str, Any]:
     """All arms in rounds; the order turns from round to round."""
     blocks: dict[str, list[Block]] = {arm: [] for arm in ARMS}
     for number in range(NUM_ROUNDS):
-        at_s = poisson(rate_per_s, seconds / NUM_ROUNDS, seed=number + int(100 * load))
+        each_s = seconds / NUM_ROUNDS
+        at_s = poisson(rate_per_s, RUN_IN_S + each_s, seed=number + int(100 * load))
         for arm in (*ARMS[number:], *ARMS[:number]):
-            blocks[arm].append(bench.block(arm, at_s))
+            blocks[arm].append(bench.block(arm, at_s, each_s))
     result: dict[str, Any] = {
         "requests_per_s": rate_per_s,
         "arms": {arm: row_of(blocks[arm]) for arm in ARMS},
-        "ratios": {f"{arm} / off": ratios(blocks[arm], blocks["off"]) for arm in ARMS if arm != "off"},
+        "ratios": {
+            f"{arm} / off": ratios(seen_in(blocks[arm]), seen_in(blocks["off"])) for arm in ARMS if arm != "off"
+        },
     }
     show(size, load, result)
     return result
@@ -176,23 +260,38 @@ def row_of(blocks: Sequence[Block]) -> dict[str, Any]:
     """One arm."""
     seconds = sum(block.seconds for block in blocks)
     busy = sum(block.champion_busy_s for block in blocks)
-    worked = sum(block.challenger_busy_s for block in blocks)
-    seen = [each for block in blocks for each in block.seen]
+    worked = sum(block.challenger("busy_s") for block in blocks)
+    slices = sum(block.challenger("slices") for block in blocks)
+    return latency_row(seen_in(blocks)) | {
+        "champion_busy_fraction": busy / seconds,
+        "share_of_idle_time": worked / max(1e-9, seconds - busy),
+        "challenger_tokens_per_s": sum(block.challenger("tokens") for block in blocks) / seconds,
+        "compared_per_s": sum(block.compared for block in blocks) / seconds,
+        "mean_slice_ms": 1e3 * worked / max(1.0, slices),
+        "longest_slice_ms_so_far": blocks[-1].ended.challenger["longest_ms"],
+        "slices_over_limit": sum(block.challenger("over_limit") for block in blocks) / max(1.0, slices),
+        "step_tokens_allowed": [block.ended.challenger["max_tokens"] for block in blocks],
+    }
+
+
+def seen_in(blocks: Sequence[Block]) -> list[list[Seen]]:
+    """The requests, round by round."""
+    return [block.seen for block in blocks]
+
+
+def latency_row(rounds: Sequence[Sequence[Seen]]) -> dict[str, Any]:
+    """What the clients of one arm saw."""
+    seen = [each for one in rounds for each in one]
     return {
         "requests": len(seen),
         "failed": sum(not each.ok for each in seen),
         **{name: percentiles(values, QUANTILES) for name, values in latencies(seen).items() if values},
-        "champion_busy_fraction": busy / seconds,
-        "share_of_idle_time": worked / max(1e-9, seconds - busy),
-        "compared_per_s": sum(block.compared for block in blocks) / seconds,
-        "longest_slice_ms": max(block.longest_slice_ms for block in blocks),
     }
 
 
-def ratios(arm: Sequence[Block], base: Sequence[Block]) -> dict[str, dict[str, float]]:
-    """Of each quantile of each latency: the ratio, and its interval."""
-    mine = [latencies(block.seen) for block in arm]
-    theirs = [latencies(block.seen) for block in base]
+def ratios(arm: Sequence[Sequence[Seen]], base: Sequence[Sequence[Seen]]) -> dict[str, dict[str, float]]:
+    """Of each quantile of each latency: the ratio, and its interval. Both have the same rounds."""
+    mine, theirs = [latencies(seen) for seen in arm], [latencies(seen) for seen in base]
     return {
         f"{name} p{at}": quantile_ratio([each[name] for each in mine], [each[name] for each in theirs], at)
         for name in ("ttft_ms", "itl_ms", "end_to_end_ms")
@@ -219,14 +318,25 @@ def quantile_ratio(arm: Sequence[list[float]], base: Sequence[list[float]], at: 
 def show(size: str, load: float, result: Mapping[str, Any]) -> None:
     """The rows of one load."""
     print(f"\n{size} at {load:.0%} of capacity ({result['requests_per_s']:.1f} requests/s)", flush=True)
+    show_rows(result)
+    for arm, row in result["arms"].items():
+        print(
+            f"  {arm:<13}champion busy {row['champion_busy_fraction']:.0%}, idle time used "
+            f"{row['share_of_idle_time']:.0%}, slices of {row['mean_slice_ms']:.2f} ms   "
+            f"{row['challenger_tokens_per_s']:.0f} tokens/s, {row['compared_per_s']:.1f} compared/s",
+            flush=True,
+        )
+
+
+def show_rows(result: Mapping[str, Any]) -> None:
+    """What the clients of each arm saw, and the ratios."""
     for arm, row in result["arms"].items():
         quantiles = "   ".join(
             f"{label} {'/'.join(f'{value:.1f}' for value in row[name].values())}"
             for label, name in (("TTFT", "ttft_ms"), ("ITL", "itl_ms"), ("end-to-end", "end_to_end_ms"))
         )
         print(
-            f"  {arm:<10}{row['requests']:5d} requests   {quantiles} ms (p50/p95/p99)   idle time used "
-            f"{row['share_of_idle_time']:.0%}   {row['compared_per_s']:.1f} compared/s   failed {row['failed']}",
+            f"  {arm:<13}{row['requests']:5d} requests   {quantiles} ms (p50/p95/p99)   failed {row['failed']}",
             flush=True,
         )
     for name, found in result["ratios"].items():
