@@ -2,6 +2,7 @@
 
 ``prepare(folder)`` gives the environment under which a server is to be started. Its engine processes then look, at
 each step of a core, for the file that ``inject`` writes; the first core of that name takes it and does what it says.
+``never_loads`` is no fault of a step: every core of that name hangs while it is built.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if "understudy.engines.host" in sys.orig_argv:
     from pathlib import Path
     from understudy.engines.core import Core
 
-    ORDER, step = Path(os.environ["UNDERSTUDY_TEST_FAULT"]), Core.step
+    ORDER, step, build = Path(os.environ["UNDERSTUDY_TEST_FAULT"]), Core.step, Core.__init__
 
     def hang():
         ctypes.PyDLL(None).sleep(3600)  # as native code that holds the interpreter's lock does
@@ -52,7 +53,12 @@ if "understudy.engines.host" in sys.orig_argv:
 
         model.compute_logits = once
 
-    Core.step = faulty
+    def built(self, plan, *args, **kwargs):
+        if ORDER.exists() and ORDER.read_text().split() == [plan.name, "never_loads"]:
+            hang()
+        build(self, plan, *args, **kwargs)
+
+    Core.step, Core.__init__ = faulty, built
 """
 
 
@@ -66,7 +72,10 @@ def prepare(folder: Path) -> dict[str, str]:
 
 
 def inject(folder: Path, name: str, what: str) -> None:
-    """The next step of the core called ``name`` does it, after its layers: hang, out_of_memory, fail, kill or crash."""
+    """The next step of the core called ``name`` does it, after its layers: hang, out_of_memory, fail, kill or crash.
+
+    ``never_loads`` stays until it is replaced.
+    """
     fresh = folder / "fault.new"
     fresh.write_text(f"{name} {what}")
     fresh.replace(folder / "fault")

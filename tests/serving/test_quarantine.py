@@ -81,6 +81,26 @@ def resume(server: Running, *more: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {}).stdout
 
 
+def test_a_challenger_that_never_loads_is_quarantined_and_the_champion_starts_without_it(tmp_path: Path) -> None:
+    models = make(tmp_path / "models")
+    config = {
+        "champion": {"model": models["llama"], "name": "champ", "engine_args": SMALL},
+        "challenger": {"model": models["qwen2"], "name": "a", "engine_args": SMALL},
+        "shadow": {"limits": {"start_timeout_s": 5}},
+        "record": {"url": str(tmp_path / "record")},
+    }
+    environment = faults.prepare(tmp_path)
+    faults.inject(tmp_path, "a", "never_loads")
+    with running(config, tmp_path, environment=environment) as server:
+        assert ask(server) is not None
+        seen = challenger(server, "a")
+        assert seen["quarantine"]["why"] == "it was not up within 5 s"
+        assert "in quarantine since" in seen["detail"]
+        status = server.settled()
+        assert (status["phase"], status["counts"]["shed"]) == ("off", {"quarantined": 1})
+        assert (tmp_path / "record" / "quarantine.json").exists()
+
+
 def test_a_challenger_that_takes_the_process_during_the_start_does_not_stop_it(server: Running) -> None:
     seen = challenger(server, "c")
     assert seen["quarantine"]["why"] == "the engine process ended with signal SIGKILL while c was stepping"
