@@ -59,10 +59,12 @@ class Replica:
             raise
 
     async def __del__(self) -> None:
-        if self._guest is not None:
-            await self._guest.leave()
-        if self._server is not None:
-            await self._server.close()
+        try:
+            if self._guest is not None:
+                await self._guest.leave()
+        finally:
+            if self._server is not None:
+                await self._server.close()
 
 
 def own_seat() -> int:

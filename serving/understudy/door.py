@@ -113,7 +113,10 @@ def take_socket(path: str) -> socket.socket:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(TAKE_TIMEOUT_S)
         asking.connect(path)
-        _, (number,), _, _ = socket.recv_fds(asking, 16, 1)
+        _, numbers, _, _ = socket.recv_fds(asking, 16, 1)
+    if not numbers:
+        raise ConnectionError("the launcher is gone")
+    (number,) = numbers
     return socket.socket(fileno=number)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -120,11 +121,12 @@ class Server:
 
     async def close(self) -> None:
         """Stop the lane, write what is left, end the engines. Idempotent."""
-        await self._lane.close()
-        await self._station.close()
-        self._archive.control("stop", self._lane.offered())
-        await self._archive.close()
-        await self._engines.close()
+        async with AsyncExitStack() as rest:  # each in its turn, whatever the one before it raises
+            rest.push_async_callback(self._engines.close)
+            rest.push_async_callback(self._archive.close)
+            rest.callback(lambda: self._archive.control("stop", self._lane.offered()))
+            rest.push_async_callback(self._station.close)
+            rest.push_async_callback(self._lane.close)
 
     def check_health(self) -> None:
         """Raises EngineDead when the champion can no longer answer."""
@@ -176,6 +178,8 @@ class Server:
     async def status(self) -> dict[str, Any]:
         """What status and report show, as JSON; serving/README.md says what becomes of each exchange in it."""
         busy_s = {name: await self._busy_s(name) for name in self._lane.sides}
+        with self._lane.guard("quarantine"):
+            await asyncio.to_thread(self._engines.quarantine.refresh)
         counts = self._lane.counts()  # from here on nothing awaits: the figures are of one moment
         totals = total(counts.values())
         verdicts = self._archive.verdicts(self._lane.sides, idle=totals["pending"] == 0)
@@ -218,7 +222,7 @@ class Server:
         self._lane.pause()
         self._archive.control("pause", self._lane.offered(), actor=actor)
 
-    def resume(self, challenger: str | None, actor: str) -> None:
+    async def resume(self, challenger: str | None, actor: str) -> None:
         """Shadow again, and lift the quarantine; of one challenger only where one is named.
 
         Who was in quarantine comes back when the replica starts the next time.
@@ -228,7 +232,7 @@ class Server:
         """
         if challenger is not None and challenger not in self._lane.sides:
             raise KeyError(challenger)
-        lifted = self._engines.quarantine.lift(challenger)
+        lifted = await asyncio.to_thread(self._engines.quarantine.lift, challenger)
         if challenger is None:
             self._lane.resume()
         self._archive.control("resume", self._lane.offered(), {"challenger": challenger, "lifted": lifted}, actor)

@@ -49,7 +49,7 @@ class FakeShadow:
         self.asked.append("pause")
         self.actors.append(actor)
 
-    def resume(self, challenger: str | None, actor: str) -> None:
+    async def resume(self, challenger: str | None, actor: str) -> None:
         if challenger == "nobody":
             raise KeyError(challenger)
         self.asked.append("resume" if challenger is None else ("resume", challenger))

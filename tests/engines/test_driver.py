@@ -320,6 +320,35 @@ def test_where_steps_are_launched_the_devices_time_counts_and_not_the_calls(stag
     assert (steps.slices, steps.longest_ms, steps.over_limit, round(steps.busy_s, 9)) == (4, 20.0, 2, 0.049)
 
 
+def test_a_launched_step_that_the_champion_shared_the_device_with_makes_no_step_smaller(stage: Stage) -> None:
+    stage.a.steps, stage.a.slices = 3, (0.0001,)
+    stage.a.on_device = [[(64, 0.005)], [], [(64, 0.040), (64, 0.005)]]
+
+    def comes(_: int) -> None:
+        if stage.a.steps == 1:  # the second is on the device
+            stage.champion.steps = 1
+
+    stage.a.during = comes
+    assert stage.run() == ["a", "a", "C", "a"]
+    steps = stage.flight.steps(1)
+    assert stage.a.limits[-1] >= 64
+    assert (steps.slices, steps.longest_ms, steps.over_limit, round(steps.busy_s, 9)) == (3, 5.0, 0, 0.015)
+
+
+def test_what_the_champion_takes_in_at_a_point_is_not_the_challengers_doing(stage: Stage) -> None:
+    """Loading an adapter can take longer than a slice may: the watchdog would end the wrong one."""
+    seen: list[int | None] = []
+    stage.a.steps, stage.a.slices, stage.a.point = 1, (0.001, 0.001), stage.driver.yield_to_champion
+
+    def mail_comes(number: int) -> None:
+        if number == 0:
+            stage.champion.mail.append(lambda: seen.append(stage.flight.activity(stage.clock()).core))
+
+    stage.a.during = mail_comes
+    stage.run()
+    assert seen == [None]
+
+
 def test_the_recorder_says_who_is_at_work(stage: Stage) -> None:
     seen = []
     stage.a.steps, stage.champion.steps = 1, 1

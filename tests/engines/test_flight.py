@@ -130,4 +130,5 @@ def test_a_process_id_that_is_used_again_is_another_process(recorder: Flight, mo
         assert not recorder.is_alive  # ended, though not yet waited for
     own = flight.started_at(os.getpid())
     monkeypatch.setattr(flight, "started_at", lambda _: own + 1)
-    assert not recorder.is_owned
+    assert not recorder.is_alive
+    assert recorder.is_owned  # by its lock, which says nothing about ids

@@ -156,22 +156,43 @@ def last_run(path: Path, engine: int = 0, how: str = "crash") -> None:
     subprocess.run([sys.executable, "-c", LAST_RUN, str(path), str(engine), how], check=False)
 
 
-def test_a_run_that_was_killed_as_a_whole_is_dealt_with_at_the_next_start(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_as_a_whole_is_nobodys_fault_the_first_time(tmp_path: Path) -> None:
+    """No challenger can end its replica, and who stops a container does: the one at work is not to blame."""
     last_run(tmp_path / "flight-0")
-    assert Quarantine.open(tmp_path).names() == ["a"]
+    assert Quarantine.open(tmp_path).names() == []
     assert not (tmp_path / "flight-0").exists()
+    last_run(tmp_path / "flight-1")
+    assert Quarantine.open(tmp_path).names() == ["a", "b"]  # twice within ten minutes: then the champion alone
     Quarantine(tmp_path).lift(None)
-    assert Quarantine.open(tmp_path).names() == []  # not a second time
+    assert Quarantine.open(tmp_path).names() == []  # not a third time
 
 
 def test_what_one_replica_writes_another_sees(tmp_path: Path) -> None:
     """A replica that is replaced and its successor overlap, and resume is answered by any of several."""
     here, there = Quarantine(tmp_path), Quarantine(tmp_path)
     here.put_in("a", "it hung")
+    there.refresh()
     assert there.why("a") is not None
     there.put_in("b", "it hung too")
     assert here.lift(None) == ["a", "b"]
+    there.refresh()
     assert there.why("b") is None
+
+
+def test_why_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked in the loop that answers, every two seconds; the record may be on a server that is gone."""
+    quarantine = Quarantine(tmp_path)
+    quarantine.put_in("a", "it hung")
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: pytest.fail("asked the disk"))
+    assert quarantine.why("a") is not None
+
+
+def test_what_cannot_be_read_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / MARKER).write_text("{")
+    quarantine = Quarantine(tmp_path)
+    quarantine.refresh()
+    quarantine.refresh()
+    assert len(caplog.records) == 1
 
 
 PUTS_IN = """
@@ -231,9 +252,37 @@ def test_an_engine_process_that_was_left_behind_and_hangs_is_ended(tmp_path: Pat
         assert orphan.wait(10) == -signal.SIGKILL
 
 
-def test_a_recorder_whose_owner_lives_is_left_alone(tmp_path: Path) -> None:
-    flight_at(tmp_path, 1)  # this process is its owner
+def test_a_recorder_whose_owner_lives_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one in another container, whose process ids mean nothing here."""
+    flight = flight_at(tmp_path, 1)  # this process is its owner
+    monkeypatch.setattr(flight_module, "started_at", lambda _pid: 0.0)
     assert Quarantine.open(tmp_path).names() == []
+    assert flight.path.exists()
+    flight.close()
+    Quarantine.open(tmp_path)
+    assert not flight.path.exists()
+
+
+def test_the_recorders_are_in_memory_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write to a mapped file on a disk waits for its file system, and with it the champion."""
+    monkeypatch.setattr(flight_module, "MEMORY", tmp_path / "memory")
+    record, other = tmp_path / "record", tmp_path / "other"
+    assert flight_module.home(record) == record  # there is none
+    (tmp_path / "memory").mkdir()
+    place = flight_module.home(record)
+    assert place.parent.parent == tmp_path / "memory"
+    assert place == flight_module.home(tmp_path / "x" / ".." / "record") != flight_module.home(other)
+    last_run(place / "flight-0", how="left")
+    Quarantine.open(record)
+    assert not (place / "flight-0").exists()
+    place.parent.chmod(0o777)  # somebody else may have made it
+    assert flight_module.home(record) == record
+
+
+def test_the_usual_place_is_a_file_system_in_memory(tmp_path: Path) -> None:
+    if not flight_module.MEMORY.is_dir():
+        pytest.skip("this machine has no /dev/shm")
+    assert flight_module.home(tmp_path).is_relative_to(flight_module.MEMORY)
 
 
 def test_what_is_no_recorder_stops_nobody(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +75,59 @@ def test_each_core_keeps_its_own_workspace() -> None:
             assert workspace._manager == number
     finally:
         workspace._manager = before
+
+
+def test_each_core_keeps_the_scratch_memory_of_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams would write to one buffer; the module of a backend comes with the first core that uses it."""
+    from understudy.engines import core
+
+    (name, attribute), *_ = core.SCRATCH
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module: Any = ModuleType(name)
+    setattr(module, attribute, None)
+    first, second = core.ProcessState(), core.ProcessState()
+    first.keep()
+    monkeypatch.setitem(sys.modules, name, module)
+    first.restore()
+    setattr(module, attribute, "the first's")
+    first.keep()
+    setattr(module, attribute, None)
+    second.keep()
+    first.restore()
+    assert getattr(module, attribute) == "the first's"
+    second.restore()
+    assert getattr(module, attribute) is None
+
+
+def test_a_core_that_cannot_cut_prompts_has_no_limit() -> None:
+    """vLLM would never schedule a prompt that is longer than the limit of a step."""
+    from understudy.engines.host import step_limit
+
+    def core(cuts: bool) -> Any:
+        return SimpleNamespace(max_tokens=2048, cuts_prompts=cuts)
+
+    whole, cut = step_limit(core(False), 0.010), step_limit(core(True), 0.010)
+    for limit in (whole, cut):
+        for _ in range(20):
+            limit.saw(limit.tokens, 5.0)
+    assert whole.tokens == 2048 > cut.tokens
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("v1/attention/backends/flashinfer", "trtllm_workspace_buffer"),
+     ("v1/attention/backends/mla/flashinfer_mla", "_fi_workspace"),
+     ("v1/attention/backends/mla/flashinfer_mla", "_fi_multi_ctas_kv_counter"),
+     ("v1/attention/backends/mla/flashinfer_mla_sparse", "_fi_sparse_workspace")],
+)  # fmt: skip
+def test_that_scratch_memory_is_where_vllm_has_it(module: str, name: str) -> None:
+    """Read and not imported: the backends need a GPU."""
+    import vllm
+
+    from understudy.engines.core import SCRATCH
+
+    assert (f"vllm.{module.replace('/', '.')}", name) in SCRATCH
+    assert f"\n    global {name}\n" in (Path(vllm.__file__).parent / f"{module}.py").read_text()
 
 
 class Event:

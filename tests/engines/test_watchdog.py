@@ -90,3 +90,16 @@ def test_a_machine_that_was_suspended_finds_nobody_hanging() -> None:
     world.now_s += 3600
     world.passes(1)
     assert world.said == []
+
+
+def test_a_look_that_comes_late_starts_no_new_count() -> None:
+    """Between the clock and the recorder the process can lose its core."""
+    world = World()
+    world.works(2)
+    late = iter([0.0, 0.02, 0.05] * 100)
+    plain = world.look
+    world.watch.look = lambda: (
+        (seen := plain()) and Activity(seen.core, seen.kind, seen.for_s + next(late), seen.silent_s)
+    )
+    world.passes(HANG_S + 1)
+    assert world.said

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,6 +44,46 @@ def test_a_champions_kernel_does_not_wait_for_a_challengers_that_was_launched_be
     assert not is_done(launched)
     torch.cuda.synchronize()
     assert is_done(launched)
+
+
+def test_a_captured_graph_has_the_priority_of_the_stream_it_is_launched_on(tmp_path: Path) -> None:
+    """PyTorch lets its kernels keep that of the stream they were captured on, which vLLM makes without one."""
+    script = """
+import torch
+from understudy.engines.core import HIGH_PRIORITY, LOW_PRIORITY, new_stream
+low, high = new_stream(LOW_PRIORITY), new_stream(HIGH_PRIORITY)
+data = torch.ones(1 << 22, device="cuda")
+graph, plain = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+with torch.cuda.graph(graph, stream=plain):
+    for _ in range(20):
+        data.mul_(1.0)
+crowd = torch.ones(1 << 28, device="cuda")
+def milliseconds(stream):
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(low):
+        for _ in range(20):
+            crowd.mul_(1.0)
+    with torch.cuda.stream(stream):
+        begin.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+for _ in range(3):
+    milliseconds(high), milliseconds(low)
+print(min(milliseconds(low) for _ in range(9)) / min(milliseconds(high) for _ in range(9)))
+"""
+    from understudy.engines.placements import environment
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment(())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) > 2.0, done
 
 
 async def generate(llm: Any, num_tokens: int, lora: Any = None) -> list[int]:

@@ -42,7 +42,7 @@ class Shadow(Protocol):
     def pause(self, actor: str) -> None:
         """Stop shadowing; by whom."""
 
-    def resume(self, challenger: str | None, actor: str) -> None:
+    async def resume(self, challenger: str | None, actor: str) -> None:
         """Go on, and lift the quarantine; of one challenger where one is named. KeyError for an unknown name."""
 
     async def promote(self, asked: Promotion, actor: str) -> Mapping[str, Any]:
@@ -81,7 +81,7 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
     async def resume(request: Request) -> Response:
         challenger = request.query_params.get("challenger")
         try:
-            shadow.resume(challenger, actor_of(request, key))
+            await shadow.resume(challenger, actor_of(request, key))
         except ConfigError as fault:
             return error(400, str(fault))
         except KeyError:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import queue
 import random
+import sys
 import threading
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -99,6 +101,21 @@ class Engine(EngineCoreProc):
         return scorer.install(self)
 
 
+ATTENTION = "vllm.v1.attention.backends"
+SCRATCH = (
+    (f"{ATTENTION}.flashinfer", "trtllm_workspace_buffer"),
+    (f"{ATTENTION}.mla.flashinfer_mla", "_fi_workspace"),
+    (f"{ATTENTION}.mla.flashinfer_mla", "_fi_multi_ctas_kv_counter"),
+    (f"{ATTENTION}.mla.flashinfer_mla_sparse", "_fi_sparse_workspace"),
+)
+"""Where vLLM 0.32 keeps scratch memory of an attention backend for the process: two streams would write to one."""
+
+
+def loaded_scratch() -> list[tuple[str, str]]:
+    """Those of the modules that are there: a backend that nobody uses is not imported."""
+    return [(module, name) for module, name in SCRATCH if hasattr(sys.modules.get(module), name)]
+
+
 @dataclass
 class ProcessState:
     """What one core keeps of what the process has only once, from when it was built until now.
@@ -113,6 +130,7 @@ class ProcessState:
     _python: Any = field(init=False)
     _cuda: torch.Tensor | None = field(init=False)
     _workspace: Any = field(init=False)
+    _scratch: dict[tuple[str, str], Any] = field(init=False, default_factory=dict)
 
     def keep(self) -> None:
         """Take over what the process has now."""
@@ -120,6 +138,7 @@ class ProcessState:
         self._python = random.getstate()
         self._cuda = torch.cuda.get_rng_state() if self.stream is not None else None
         self._workspace = workspace._manager
+        self._scratch = {(module, name): getattr(sys.modules[module], name) for module, name in loaded_scratch()}
 
     def restore(self) -> None:
         """Give it back to the process."""
@@ -127,6 +146,8 @@ class ProcessState:
         set_bit_generator(self.bits)
         random.setstate(self._python)
         workspace._manager = self._workspace
+        for module, name in loaded_scratch():
+            setattr(sys.modules[module], name, self._scratch.get((module, name)))
         if self.stream is not None:
             torch.cuda.set_stream(self.stream)
             torch.cuda.set_rng_state(self._cuda)
@@ -149,6 +170,8 @@ class Core:
         self.name = plan.name
         self.index = index
         workspace._manager = None  # each core's own: it is locked after a core has warmed up
+        for module, scratch in loaded_scratch():
+            setattr(sys.modules[module], scratch, None)
         self._state = ProcessState(new_stream(HIGH_PRIORITY if is_champion else LOW_PRIORITY))
         if self._state.stream is not None:
             torch.cuda.set_stream(self._state.stream)
@@ -194,7 +217,7 @@ class Core:
         self._num_scheduled = 0
         if max_tokens is not None:
             self.engine.scheduler.max_num_scheduled_tokens = max_tokens
-        begin = self._event()
+        begin = self._event() if max_tokens is not None else None  # nobody asks for the champion's
         self.engine._process_engine_step()
         if begin is not None and self._num_scheduled:
             self._launched.append((self._num_scheduled, begin, self._event()))
@@ -237,6 +260,7 @@ class Core:
         runner = self.runner
         if getattr(runner, "execute_model_state", None) is not None:
             runner.execute_model_state = None
+        traceback.clear_frames(fault.__traceback__)  # they hold the tensors of the pass that failed
         torch.accelerator.empty_cache()
         return True
 
@@ -253,6 +277,11 @@ class Core:
         """vLLM's model runner; None where it is in processes of its own (tensor parallelism)."""
         worker = getattr(self.engine.model_executor, "driver_worker", None)
         return None if worker is None else worker.worker.model_runner
+
+    @property
+    def cuts_prompts(self) -> bool:
+        """Whether a step may read a part of a prompt; a limit below the prompt's length would shut it out for ever."""
+        return bool(self.engine.vllm_config.scheduler_config.enable_chunked_prefill)
 
     @property
     def max_tokens(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -113,6 +114,9 @@ class Driver:
         self._longest_work_s = 0.0
         self._guaranteed = False
         self._faults: dict[str, int] = {}
+        self._champion_steps = 0
+        self._launched_at: dict[str, deque[int]] = defaultdict(deque)  # the champion's steps when each was launched
+        self._undisturbed_s: dict[str, float] = {}
 
     def run(self) -> None:
         """Never returns while a core is alive. Raises what the champion raised."""
@@ -142,6 +146,8 @@ class Driver:
         if champion is None or challenger is None:
             return
         self._slice_ended(challenger)
+        if champion.has_mail():
+            self._flight.resting(self._clock())  # what follows is the champion's doing
         try:
             self._take_in_mail(champion)
             waits = champion.has_work()
@@ -195,6 +201,7 @@ class Driver:
         started_s = self._clock()
         self._flight.working(core.index, STEPPING, started_s)
         tokens = core.step(None)
+        self._champion_steps += 1
         now_s = self._clock()
         self._flight.slice(core.index, now_s - started_s, float("inf"))
         self._flight.step(core.index, tokens, 0)
@@ -224,8 +231,9 @@ class Driver:
                 self._slice_ended(core)
                 launched = [(tokens, self._longest_work_s)]
             else:
-                for _, elapsed_s in launched:
-                    self._slice_took(core, elapsed_s)
+                if tokens:
+                    self._launched_at[core.name].append(self._champion_steps)
+                launched = [each for each in launched if self._was_alone(core, each[1])]
             for number, elapsed_s in launched:
                 limit.saw(number, elapsed_s)
             self._flight.step(core.index, tokens, limit.tokens)
@@ -234,6 +242,20 @@ class Driver:
         if core in self._cores:
             self._cores.remove(core)
             self._cores.append(core)
+
+    def _was_alone(self, core: SteppedCore, elapsed_s: float) -> bool:
+        """Enter what a launched step took of the device; whether the champion launched none meanwhile.
+
+        The device's time of one that shared it has the champion's kernels in it: it says nothing of how large a step
+        may be, and counts as what the longest took that did not.
+        """
+        launched_at = self._launched_at[core.name]
+        alone = not launched_at or launched_at.popleft() == self._champion_steps
+        longest_s = self._undisturbed_s.get(core.name, 0.0)
+        if alone:
+            self._undisturbed_s[core.name] = max(longest_s, elapsed_s)
+        self._slice_took(core, elapsed_s if alone else min(elapsed_s, longest_s or elapsed_s))
+        return alone
 
     def _slice_starts(self, core: SteppedCore, *, guaranteed: bool) -> None:
         self._guaranteed = guaranteed

@@ -2,7 +2,8 @@
 
 One memory-mapped file of doubles. The driver writes (a memory write each, no system call), the API process reads, at
 any time and without asking: while a step hangs, and after the process was killed. Who was at work when it ended is
-what decides whether a challenger is quarantined (quarantine.py).
+what decides whether a challenger is quarantined (quarantine.py). It is in memory (``home``): a write to a mapped file
+on a disk waits for its file system, and a snapshot's freeze would stop the champion.
 
 A slice is a stretch of a core's work that nothing can interrupt: a whole step, or on the CPU the part of it between
 two layers (preempt.py). The longest slice of a challenger is the longest that the champion can have had to wait.
@@ -12,26 +13,31 @@ Imports neither vllm nor torch.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
 import math
 import mmap
 import os
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
-VERSION = 1.0
+VERSION = 2.0
+MEMORY = Path("/dev/shm")
 RUNNING, ENDED = 0.0, 1.0
 IDLE, LOADING, STEPPING = 0.0, 1.0, 2.0
 ACTIVITIES = {IDLE: "idle", LOADING: "loading", STEPPING: "stepping"}
 
 # The header, one double each. Times are of the monotonic clock, which all processes of a machine share.
 _VERSION, _BOOT, _STATE, _CORE, _ACTIVITY, _SINCE, _HEARTBEAT = range(7)
-_OWNER, _OWNER_STARTED, _PID, _PID_STARTED, _NUM_CORES = range(7, 12)
+_PID, _PID_STARTED, _NUM_CORES = range(7, 10)
 HEADER = 16
 
 # A core, one double each; the histogram of its slices follows.
@@ -91,15 +97,18 @@ class Flight:
             ValueError: what is there is not a recorder's.
         """
         self.path = path
+        self._owned: int | None = None
         names = json.dumps(create).encode() if create is not None else b""
         size = 8 * (HEADER + CORE * len(create or ()))
-        self._map = make(path, size + len(names)) if create is not None else open_map(path)
+        if create is None:
+            self._map = open_map(path)
+        else:
+            self._map, self._owned = make(path, size + len(names))
         self._at = memoryview(self._map)[: len(self._map) // 8 * 8].cast("d")
         if create is not None:
             self._map[size:] = names
             self._at[_VERSION], self._at[_BOOT], self._at[_NUM_CORES] = VERSION, boot_number(), len(create)
             self._at[_CORE] = -1.0
-            self._at[_OWNER], self._at[_OWNER_STARTED] = os.getpid(), started_at(os.getpid())
         elif self._at[_VERSION] != VERSION:
             raise ValueError(f"{path} is of another version")
 
@@ -176,9 +185,15 @@ class Flight:
 
     @property
     def is_owned(self) -> bool:
-        """Whether the process that made the recorder is still there: then it is not somebody else's to deal with."""
-        owner = int(self._at[_OWNER])
-        return started_at(owner) == self._at[_OWNER_STARTED]
+        """Whether who made the recorder is still there, wherever: then it is for nobody else to deal with."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     @property
     def ended(self) -> bool:
@@ -228,9 +243,12 @@ class Flight:
         return asdict(self.steps(core))
 
     def close(self) -> None:
-        """Unmap it. The file stays."""
+        """Unmap it, and own it no more. The file stays."""
         self._at.release()
         self._map.close()
+        if self._owned is not None:
+            os.close(self._owned)
+            self._owned = None
 
 
 def create(folder: Path, instead: Path, name: str, cores: Sequence[str]) -> Flight:
@@ -246,17 +264,45 @@ def create(folder: Path, instead: Path, name: str, cores: Sequence[str]) -> Flig
         return Flight(instead / name, create=cores)
 
 
-def make(path: Path, size: int) -> mmap.mmap:
-    """A new file in the place of what is there, which whoever has it open keeps: a cut file would kill its reader."""
+def home(folder: Path) -> Path:
+    """Where the recorders of a record's folder are: in memory, or in that folder where there is no memory to be had.
+
+    They survive every process, and not the machine or the container: that those end is nobody's crash.
+    """
+    mine = MEMORY / f"understudy-{os.getuid()}"
+    try:
+        mine.mkdir(mode=0o700, exist_ok=True)
+        found = mine.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{mine} is not mine alone")
+        place = mine / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as fault:
+        log.warning(
+            "the flight recorders are in %s, whose file system the engines may have to wait for: %s", folder, fault
+        )
+        return folder
+    return place
+
+
+def make(path: Path, size: int) -> tuple[mmap.mmap, int]:
+    """A new file in the place of what is there, which whoever has it open keeps: a cut file would kill its reader.
+
+    Returns:
+        Its map, and a descriptor that holds its lock for as long as this process lives.
+    """
     fresh = path.with_name(f"{path.name}.new")
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)  # a full disk is heard of here and not at a later write
         mapped = mmap.mmap(descriptor, 0)
-    finally:
+        with suppress(OSError):  # a file system without locks: somebody may take it for left behind
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fresh.replace(path)
+    except BaseException:
         os.close(descriptor)
-    fresh.replace(path)
-    return mapped
+        raise
+    return mapped, descriptor
 
 
 def open_map(path: Path) -> mmap.mmap:

@@ -181,7 +181,9 @@ def drive(cores: Sequence[Core], champion: Core | None, wake: threading.Event, e
 
 
 def step_limit(core: Core, max_slice_s: float) -> StepLimit:
-    """Its limit, from a careful beginning; none where no slice is too long."""
+    """Its limit, from a careful beginning; none where no slice is too long, or where a prompt has to fit a step."""
+    if not core.cuts_prompts:
+        max_slice_s = math.inf
     first = FIRST_TOKENS if math.isfinite(max_slice_s) else core.max_tokens
     return StepLimit(max_slice_s, core.max_tokens, first)
 

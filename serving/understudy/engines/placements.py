@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,10 +82,12 @@ class Engines:
             self._watching.cancel()
         others = (*self.challengers, *([] if self.floor is None else [self.floor]))
         await asyncio.gather(*(each.close() for each in others), return_exceptions=True)
-        if self.champion is not None:
-            self.champion.shutdown()
-        await asyncio.gather(*(process.close() for process in self.processes), return_exceptions=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            if self.champion is not None:
+                self.champion.shutdown()
+        finally:
+            await asyncio.gather(*(process.close() for process in self.processes), return_exceptions=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def crashed(self, process: EngineProcess, why: str) -> None:
         """A process ended by itself. One with the champion in it may have been taken down by a challenger."""
@@ -241,6 +244,9 @@ def environment(devices: Sequence[int]) -> dict[str, str]:
     """
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if gpu_present():
+        # A captured graph takes the priority of the stream it is launched on. PyTorch has its kernels keep that of the
+        # stream they were captured on, which vLLM makes without one: the champion's graphs would be nobody's first.
+        settings["CUDA_GRAPHS_USE_NODE_PRIORITY"] = "0"
         if devices:  # indices among what this process may see: Ray gives a replica its own share
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
             mine = visible.split(",") if visible else [str(index) for index in range(max(devices) + 1)]
@@ -272,7 +278,8 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
     does not load in time there, is quarantined, and everything is started again without it.
 
     Args:
-        folder: the record's, for the quarantine and the flight recorders; without one they end with the engines.
+        folder: the record's: the quarantine is in it, and by it the flight recorders are found; without one both end
+            with the engines.
 
     Raises:
         ConfigError: the placement or the champion cannot be had.
@@ -282,7 +289,8 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
     blameless = 0
     while True:
         before, sockets = quarantine.names(), socket_folder()
-        engines = Engines(None, [], [], sockets, asyncio.Event(), quarantine, folder or Path(sockets))
+        home = Path(sockets) if folder is None else flight.home(folder)
+        engines = Engines(None, [], [], sockets, asyncio.Event(), quarantine, home)
         try:
             await start_all(config, engines)
         except EngineStartError:
@@ -406,7 +414,9 @@ def launch(
             has_champion=has_champion and group[0] == 0,
             environment=settings,
             on_dead=deaths.tell,
-            flight=flight.create(engines.home, Path(engines.folder), f"flight-{os.getpid()}-{number}", names),
+            flight=flight.create(
+                engines.home, Path(engines.folder), f"flight-{os.getpid()}-{secrets.token_hex(4)}-{number}", names
+            ),
             on_crash=engines.crashed,
             max_step_ms=max_step_ms(config.shadow),
             min_device_share=config.shadow.min_device_share,

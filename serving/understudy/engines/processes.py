@@ -108,13 +108,19 @@ class EngineProcess:
         loop = asyncio.get_running_loop()
         self._ready = {spec.name: loop.create_future() for spec in specs}
         read_fd, write_fd = os.pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.engines.host"],
-            stdin=subprocess.PIPE,
-            pass_fds=(write_fd,),
-            env={**os.environ, **environment},
-        )
-        os.close(write_fd)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "understudy.engines.host"],
+                stdin=subprocess.PIPE,
+                pass_fds=(write_fd,),
+                env={**os.environ, **environment},
+            )
+        except BaseException:
+            os.close(read_fd)
+            flight.close()
+            raise
+        finally:
+            os.close(write_fd)
         plan = {
             "cores": [asdict(spec) for spec in specs],
             "has_champion": has_champion,
@@ -176,6 +182,7 @@ class EngineProcess:
         """End the process: first by closing its stdin, then by force. Idempotent."""
         self._closing = True
         await asyncio.to_thread(self._end)
+        self.flight.path.unlink(missing_ok=True)  # ended on purpose, or dealt with: it has nothing to say
 
     def _end(self) -> None:
         if self._process.stdin is not None:

@@ -10,7 +10,8 @@ are the challengers in quarantine, each with why and since when, and late crashe
 ``understudy shadow resume`` takes a challenger out; it comes back when a replica starts the next time.
 
 Who is to blame: the challenger that was at work when the process ended. If nobody was, or the champion, nobody is, the
-first time: a second crash within CRASH_WINDOW_S puts every challenger of the process in, because a fault of one can
+first time; nor is anybody where the replica ended with it, because a challenger cannot end that and who stops a
+container does: a second crash within CRASH_WINDOW_S puts every challenger of the process in, because a fault of one can
 show in another's work (on a GPU it often does), and a champion that serves alone is better than one that does not.
 """
 
@@ -21,12 +22,14 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from understudy.engines import flight as recorders
 from understudy.engines.flight import Activity, Flight
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ class Quarantine:
         self._quarantined: dict[str, Quarantined] = {}
         self._crashes: list[Crash] = []
         self._seen: tuple[int, ...] = ()
+        self._lock = threading.RLock()
         self._read()
 
     @staticmethod
@@ -81,14 +85,19 @@ class Quarantine:
         if folder is not None:
             with suppress(OSError):  # a store that cannot be written; whoever writes to it says so
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in sorted(folder.glob("flight-*")):
-                quarantine.take_up(path)
+            for place in {folder, recorders.home(folder)}:
+                for path in sorted(place.glob("flight-*")):
+                    quarantine.take_up(path)
         return quarantine
 
     def why(self, name: str) -> Quarantined | None:
-        """Why a challenger is in quarantine; None where it is not."""
-        self._read()
+        """Why a challenger is in quarantine, as last read; None where it is not. Waits for no disk."""
         return self._quarantined.get(name)
+
+    def refresh(self) -> None:
+        """See what others wrote; may wait for the store, so call it in a thread."""
+        with self._lock:
+            self._read()
 
     def names(self) -> list[str]:
         """Who is in quarantine."""
@@ -109,12 +118,13 @@ class Quarantine:
                 self._crashes.clear()
         return lifted
 
-    def crashed(self, flight: Flight, why: str) -> list[str]:
+    def crashed(self, flight: Flight, why: str, *, alone: bool = True) -> list[str]:
         """An engine process with the champion in it ended by itself.
 
         Args:
             flight: its recorder; marked as dealt with.
             why: how it ended.
+            alone: and its replica did not end with it.
 
         Returns:
             The challengers that are in quarantine because of it.
@@ -126,7 +136,7 @@ class Quarantine:
         if not challengers:  # the champion alone, or a challenger in a process of its own
             return []
         with self._changing():
-            return self._blame(at_work, names, why)
+            return self._blame(at_work if alone else None, names, why)
 
     def take_up(self, path: Path) -> None:
         """Deal with the recorder of a replica whose API process is gone, if it did not do so itself; remove it.
@@ -152,22 +162,23 @@ class Quarantine:
                 path.unlink()
             if flight.ended:
                 return
-            if flight.is_alive:  # left behind by its API process, and so stuck that it does not see it
+            stuck = flight.is_alive
+            if stuck:  # left behind by its API process, and so stuck that it does not see it
                 with suppress(ProcessLookupError):
                     os.kill(flight.pid, signal.SIGKILL)
             if flight.pid:
-                self.crashed(flight, "the engine process ended together with its replica")
+                self.crashed(flight, "the engine process ended together with its replica", alone=stuck)
         finally:
             flight.close()
 
-    def _blame(self, at_work: Activity, names: list[str], why: str) -> list[str]:
+    def _blame(self, at_work: Activity | None, names: list[str], why: str) -> list[str]:
         now_s, challengers = self._wall(), names[1:]
         self._crashes = [crash for crash in self._crashes if 0.0 <= now_s - crash.at_unix_s <= CRASH_WINDOW_S]
-        if at_work.core is not None and 0 < at_work.core < len(names):
+        if at_work is not None and at_work.core is not None and 0 < at_work.core < len(names):
             blamed = [names[at_work.core]]
             why = f"{why} while {blamed[0]} was {at_work.kind}"
         else:
-            if at_work.core == 0:
+            if at_work is not None and at_work.core == 0:
                 why = f"{why} while {names[0]} was {at_work.kind}"
             blamed = challengers if self._crashes else []
             self._crashes.append(Crash(now_s, why))
@@ -186,7 +197,7 @@ class Quarantine:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Read, change, write, and nobody else meanwhile: a replica that is replaced and its successor overlap."""
-        with self._locked():
+        with self._lock, self._locked():
             self._read()
             before = dict(self._quarantined), list(self._crashes)
             yield
@@ -226,6 +237,8 @@ class Quarantine:
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+            if not isinstance(fault, OSError):
+                self._seen = there  # said once: it is read every few seconds
             log.error("%s cannot be read, what it says is not known: %s", self._path, fault)
 
     def _write(self) -> None:

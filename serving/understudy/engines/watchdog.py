@@ -20,6 +20,8 @@ from understudy.engines.flight import Activity
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
+SAME_WITHIN_S = 0.1
+"""Two looks at one slice: the recorder is read a moment after the clock, and this process may lose its core between."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Watch:
         seen = self.look()
         since_s = now_s - (seen.for_s if seen.core is not None else seen.silent_s)
         last, self._last = self._last, (seen.core, seen.kind, since_s)
-        same = last is not None and last[:2] == self._last[:2] and abs(last[2] - since_s) < 1e-3
+        same = last is not None and last[:2] == self._last[:2] and abs(last[2] - since_s) < SAME_WITHIN_S
         self._looks = self._looks + 1 if same else 0
         if self._done or self._looks * LOOK_EVERY_S < self.hang_s:
             return
