@@ -1,6 +1,10 @@
 """What does evidence cost? Scoring, and generating with the champion's answer as the draft, against plain generation.
 
     python -m benchmarks.serving.bench_shadow_cost [--full] [--repeats 4] [--models FOLDER]
+    python -m benchmarks.serving.bench_shadow_cost --full --concurrency 8 --challenger lora --out FILE --beside
+
+The second form measures a piece. With ``--beside`` it is put beside what the file of ``--out`` has of other cells and
+challengers, so that a long grid can be measured in several runs.
 
 The models are the demo's (about 1 M parameters, trained; built where they are not there yet): the champion itself,
 its int8 quantisation, a LoRA adapter and the one that is really worse. The champion's answers are made first; then, for
@@ -9,15 +13,17 @@ each challenger and each cell (prompt tokens, output tokens, concurrency), the a
     plain          the challenger generates
     speculative    the same requests, with the champion's answers as drafts
     plain again    A/A: its ratio to ``plain`` is the noise of the machine
-    score          one pass over prompt and champion's answer
+    score          one pass over prompt and champion's answer, as the server does it (scoring.path says how)
 
-Closed loop in this process, greedy, no end token, no prefix cache. The plain arms have an engine of their own that does
+Closed loop in this process, greedy, no end token, no prefix cache, and several rounds, so that who is done early makes
+room for the next and the last ones alone are a small part. The plain arms have an engine of their own that does
 not speculate; the other two share one, as they do in the server. KV-token-seconds are tokens in the KV cache times how
 long they were there: what a full cache costs others.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import time
@@ -45,6 +51,7 @@ GOALS = {
 }
 PROMPTS, OUTPUTS, CONCURRENCY = (64, 512), (32, 256), (1, 8, 32)
 FEW = ((64, 32, 1), (64, 256, 1), (512, 256, 1), (64, 256, 8), (512, 32, 8), (64, 256, 32))
+CHALLENGERS = ("same", "int8", "lora", "worse")
 ENGINE_ARGS = {
     "enable_prefix_caching": False,
     "max_model_len": 1024,
@@ -64,8 +71,16 @@ class Cell:
 
     @property
     def num_requests(self) -> int:
-        """Enough for a measurable time, and full rounds of the closed loop."""
-        return self.concurrency * (2 if self.output_tokens < 100 else 1) if self.concurrency > 1 else 2
+        """Enough for a measurable time, and rounds of the closed loop."""
+        rounds = 4 if self.output_tokens < 100 else 2
+        return self.concurrency * rounds
+
+    def is_one_of(
+        self, prompts: Sequence[int] | None, outputs: Sequence[int] | None, concurrency: Sequence[int] | None
+    ) -> bool:
+        """Whether each of its numbers is among these; None is any."""
+        asked = ((self.prompt_tokens, prompts), (self.output_tokens, outputs), (self.concurrency, concurrency))
+        return all(among is None or number in among for number, among in asked)
 
     def __str__(self) -> str:
         return f"{self.prompt_tokens}/{self.output_tokens} x{self.concurrency}"
@@ -100,6 +115,8 @@ class Engine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
+        from understudy.engines import scorer
+
         arguments = ENGINE_ARGS | {"model": str(model), "disable_log_stats": True, "seed": 0}
         arguments |= {"enforce_eager": not placements.has_cxx_compiler()}
         if adapter is not None:
@@ -110,6 +127,7 @@ class Engine:
         self._engine = LLM(**arguments).llm_engine
         core = self._engine.engine_core.engine_core
         speculate.attach(core)
+        self.scoring = scorer.install(core) if speculative else None
         self._scheduler = core.scheduler
         self._held = 0
         schedule = self._scheduler.schedule
@@ -148,30 +166,68 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=4)
     options.add_argument("--quick", action="store_true", help="one small cell, to see that it works")
     options.add_argument("--models", type=Path, default=Path("~/.cache/understudy/demo"))
+    options.add_argument("--challenger", action="append", choices=CHALLENGERS, help="only this one; may be repeated")
+    for name in ("prompt", "output", "concurrency"):
+        options.add_argument(f"--{name}", action="append", type=int, help="only cells with this; may be repeated")
+    options.add_argument("--beside", action="store_true", help="keep the other rows of the file of --out")
     given = options.parse_args()
     cells = [Cell(*each) for each in (product(PROMPTS, OUTPUTS, CONCURRENCY) if given.full else FEW)]
     if given.quick:
         cells, given.repeats = [Cell(64, 32, 1), Cell(64, 32, 8)], 2
+    cells = [cell for cell in cells if cell.is_one_of(given.prompt, given.output, given.concurrency)]
+    if not cells:
+        options.error("no cell has all of these: see --full")
+    regime = {"loop": "closed", "temperature": 0, "arms": ARMS, "engine_args": ENGINE_ARGS, "draft_tokens":
+        speculate.NUM_DRAFT_TOKENS}  # fmt: skip
+    others = rows_beside(given.out, regime) if given.beside else []
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR"} | placements.environment(()))
     console = Console(stderr=True)
     models = build(given.models, progress=console.print)
-    names = ("same", "int8", "lora", "worse")
+    names = given.challenger or list(CHALLENGERS)
     challengers = start(models, names)
+    champion = start(models, ["same"])[0] if challengers[0].name != "same" else challengers[0]
     rows = []
     with bar(console) as progress:
         task = progress.add_task("", total=len(cells) * len(challengers) * given.repeats)
         for cell in cells:
             prompts = make_prompts(models.champion, cell)
             plain = parameters_of(cell, [None] * len(prompts))
-            answers = challengers[0].plain.run(prompts, plain, cell.concurrency).token_ids()
+            answers = champion.plain.run(prompts, plain, cell.concurrency).token_ids()
             for challenger in challengers:
                 progress.update(task, description=f"{challenger.name} {cell}")
                 rows.append(measure(challenger, cell, prompts, answers, given.repeats, lambda: progress.advance(task)))
     console.print(table(rows))
-    regime = {"loop": "closed", "temperature": 0, "arms": ARMS, "repeats": given.repeats, "threads": os.environ.get(
-        "OMP_NUM_THREADS"), "engine_args": ENGINE_ARGS, "draft_tokens": speculate.NUM_DRAFT_TOKENS}  # fmt: skip
-    finish(
-        {"benchmark": "shadow_cost", "regime": regime, "machine": machine(), "goals": GOALS, "cells": rows}, given.out
+    results = {"benchmark": "shadow_cost", "regime": regime, "machine": machine(), "goals": GOALS}
+    merged = {place_of(row): row for row in others + rows}
+    finish(results | {"cells": [merged[place] for place in sorted(merged)]}, given.out)
+
+
+def rows_beside(out: Path | None, regime: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the file, before anything is measured.
+
+    Raises:
+        SystemExit: there are none, or they were measured under another regime or of another commit.
+    """
+    if out is None or not out.exists():
+        raise SystemExit("--beside: --out is no file that has rows")
+    before, commit = json.loads(out.read_text(encoding="utf-8")), machine()["commit"].rstrip("+")
+    for what, theirs, mine in (
+        ("regime", before.get("regime"), json.loads(json.dumps(regime))),
+        ("commit", before["machine"]["commit"].rstrip("+"), commit),
+    ):
+        if theirs != mine:
+            raise SystemExit(f"--beside: {out} was measured under the {what} {theirs}, not {mine}")
+    rows: list[dict[str, Any]] = before["cells"]
+    return rows
+
+
+def place_of(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Where a row stands in the grid."""
+    return (
+        row["concurrency"],
+        row["prompt_tokens"],
+        row["output_tokens"],
+        CHALLENGERS.index(row["challenger"]),
     )
 
 
@@ -236,16 +292,18 @@ def measure(
     advance: Callable[[], None],
 ) -> dict[str, Any]:
     """All arms of one challenger in one cell, in turn; the order turns round from repeat to repeat."""
-    from vllm import SamplingParams
+    from understudy.engines import scoring
 
-    reading = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    both = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    pairs = list(zip(prompts, answers, strict=True))
     drafted = parameters_of(cell, answers)
     jobs: dict[str, tuple[list[list[int]], Sequence[Any]]] = {
         "plain": (prompts, parameters_of(cell, [None] * len(prompts))),
         "speculative": (prompts, drafted),
         "plain again": (prompts, parameters_of(cell, [None] * len(prompts))),
-        "score": (both, [reading] * len(both)),
+        "score": (
+            [scoring.tokens_to_read(prompt, answer) for prompt, answer in pairs],
+            [scoring.parameters(prompt, answer) for prompt, answer in pairs],
+        ),
     }
     engines = {arm: challenger.plain if arm.startswith("plain") else challenger.speculative for arm in ARMS}
     for arm, (asked, parameters) in jobs.items():  # warm
@@ -255,11 +313,11 @@ def measure(
         for arm in ARMS if repeat % 2 == 0 else reversed(ARMS):
             runs[arm].append(engines[arm].run(*jobs[arm], cell.concurrency))
         advance()
-    return row(challenger.name, cell, runs, drafted, answers)
+    return row(challenger, cell, runs, drafted, answers)
 
 
 def row(
-    name: str, cell: Cell, runs: dict[str, list[Run]], drafted: Sequence[Any], answers: list[list[int]]
+    challenger: Challenger, cell: Cell, runs: dict[str, list[Run]], drafted: Sequence[Any], answers: list[list[int]]
 ) -> dict[str, Any]:
     """One challenger in one cell, as figures."""
     tokens = cell.num_requests * cell.output_tokens
@@ -275,11 +333,14 @@ def row(
         for what in ("proposed", "accepted", "lost", "realigned")
     )
     return {
-        "challenger": name,
+        "challenger": challenger.name,
+        "scoring": challenger.speculative.scoring,
         "prompt_tokens": cell.prompt_tokens,
         "output_tokens": cell.output_tokens,
         "concurrency": cell.concurrency,
         "requests": cell.num_requests,
+        "repeats": len(runs["plain"]),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
         "tokens_per_s": {arm: percentiles([tokens / each for each in seconds[arm]]) for arm in ARMS},
         "plain / speculative": ratio(seconds["plain"], seconds["speculative"]),
         "plain / score": ratio(seconds["plain"], seconds["score"]),
