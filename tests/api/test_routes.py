@@ -195,6 +195,13 @@ async def test_exchanges(wanted: str) -> None:
 
 
 @in_loop
+async def test_an_exchange_whose_body_was_no_utf_8() -> None:
+    exchange = {"exchange_id": "x", "body": '{"messages": "\udcff"}'}
+    response = await ask("GET", "/shadow/exchanges/x", FakeShadow({"x": [exchange]}))
+    assert response.json()["exchanges"] == [exchange]
+
+
+@in_loop
 async def test_an_exchange_that_is_not_known() -> None:
     assert "'nobody'" in openai_error(await ask("GET", "/shadow/exchanges/nobody"), 404)
 

@@ -69,7 +69,8 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
         found = await shadow.exchanges(wanted)
         if not found:
             return error(404, f"no exchange is recorded under {wanted!r}: not sampled, or not answered yet")
-        return JSONResponse({"request_id": wanted, "exchanges": found})
+        told = json.dumps({"request_id": wanted, "exchanges": found})  # in ASCII: a body may have been no UTF-8
+        return Response(told, media_type="application/json")
 
     async def pause(request: Request) -> Response:
         try:
