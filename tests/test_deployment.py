@@ -10,7 +10,8 @@ import pytest
 from tests.builders import in_loop
 
 from understudy import deployment
-from understudy.deployment import SWITCH_INTERVAL_S, Replica, seat
+from understudy.deployment import SWITCH_INTERVAL_S, Replica, seat, sinks
+from understudy.ray_metrics import RaySink
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,8 @@ async def test_the_threads_of_a_replica_give_the_interpreter_back_to_the_loop_so
     finally:
         sys.setswitchinterval(before)
     assert seen == [pytest.approx(SWITCH_INTERVAL_S)]
+
+
+def test_only_a_cluster_gets_rays_metrics() -> None:
+    assert sinks(0, "/tmp/door.sock") == []
+    assert [type(each) for each in sinks(3, None)] == [RaySink]
