@@ -7,7 +7,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, scan
 from understudy.server import Server as RealServer
-from understudy.types import RequestFacts, State
+from understudy.types import Comparison, Floor, RequestFacts, State
 
 
 class Server:
@@ -36,10 +36,12 @@ class Server:
     def __init__(self, engine: FakeEngine) -> None:
         self.ear, self.told = Ear(), list[Feedback]()
         self.lane = Lane([engine], shadow_spec(max_concurrency=1, max_pending=2**31), self.ear)
-        self.offer, self.room, self.idle, self.counts = (
-            self.lane.offer, self.lane.room, self.lane.idle, self.lane.counts,
-        )  # fmt: skip
+        self.room, self.idle, self.counts = self.lane.room, self.lane.idle, self.lane.counts
         self.lane.start()
+
+    def offer(self, offered: Offer, floor: Floor | None = None) -> None:
+        del floor
+        self.lane.offer(offered)
 
     async def feedback(self, given: Feedback) -> bool:
         self.told.append(given)
@@ -50,8 +52,8 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
-def recorded(count: int) -> list[tuple[Offer, Sequence[Feedback]]]:
-    return [(each, [Feedback(each.exchange_id, "a", 1.0)]) for each in offers(count)]
+def recorded(count: int) -> list[offline.Recorded]:
+    return [offline.Recorded(each, [Feedback(each.exchange_id, "a", 1.0)]) for each in offers(count)]
 
 
 def replay(server: Server, items: Any, console: Console | None = None) -> Any:
@@ -138,7 +140,7 @@ async def test_after_one_interrupt_nothing_is_left_pending() -> None:
 @in_loop
 async def test_a_record_that_cannot_be_read_any_further_is_an_error_and_not_an_end() -> None:
     def broken() -> Any:
-        yield Offer(exchange("x")), []
+        yield offline.Recorded(Offer(exchange("x")))
         raise OSError("gone")
 
     server = Server(FakeEngine())
@@ -147,13 +149,15 @@ async def test_a_record_that_cannot_be_read_any_further_is_an_error_and_not_an_e
     await server.lane.close()
 
 
-async def real_server(tmp_path: Path, engine: FakeEngine, guard: Guard, resends: Collection[State] = ()) -> RealServer:
+async def real_server(
+    tmp_path: Path, engine: FakeEngine, guard: Guard, resends: Collection[State] = (), **more: Any
+) -> RealServer:
     """The real server and record, and no engine process at all."""
     raw = {
         "champion": {"model": "lead"},
         "challengers": [{"model": "rival", "name": "fake"}],
         "gates": [{"metric": "missing", "margin": 0.05, "min_units": 5}],
-    }
+    } | more
     config = parse(offline.offline_config(raw, out=tmp_path, concurrency=2, has_champion=False))
     folder = str(tmp_path / "sockets")
     engines = Engines(None, [engine], [], folder, asyncio.Event(), Quarantine(None), tmp_path)
@@ -175,7 +179,7 @@ async def test_what_was_cut_off_and_sent_again_is_judged_by_its_last_ending(
     def asked(numbers: Iterable[int], turn: int) -> Any:
         for number in numbers:
             id = f"x-{number}" if resends == replay_run.RESENDS else f"x-{number}-{turn}"
-            yield Offer(exchange(id, facts=RequestFacts(client_request_id=f"prompt-{number}"))), []
+            yield offline.Recorded(Offer(exchange(id, facts=RequestFacts(client_request_id=f"prompt-{number}"))))
 
     first = await real_server(tmp_path, FakeEngine(gate=asyncio.Event()), Guard(), resends)
     running = asyncio.ensure_future(replay(first, asked(range(8), 1)))  # type: ignore[arg-type]
@@ -223,6 +227,36 @@ async def test_a_replay_ends_in_table_page_and_exit_code_without_a_champion(tmp_
     assert not guard.swallowed
     await server.close()
     assert sum(view["challengers"]["fake"]["state"] == "compared" for view in scan(tmp_path / "record")) == 120
+
+
+@in_loop
+async def test_a_replay_takes_over_the_noise_floors_that_were_recorded(tmp_path: Path) -> None:
+    """The gates of the configuration under which it was recorded then say the same, without a champion."""
+    gates = [{"metric": "agreement_above_floor", "margin": 0.2, "min_units": 5}]
+    guard = Guard()
+    server = await real_server(tmp_path, FakeEngine(), guard, gates=gates, shadow={"noise_floor": 0.5})
+
+    def floor(number: int) -> Floor | None:
+        own = {"exact_match": float(number % 4 > 0), "champion_logprob": -0.5, "scored_tokens": 2.0}
+        return (None, Floor(reason="late"), Floor(comparison=Comparison(own)))[number % 3]
+
+    recorded = [offline.Recorded(each, floor=floor(number)) for number, each in enumerate(offers(120))]
+    await offline.replay(server, recorded, total=120, concurrency=2, console=quiet())
+    server.no_more_exchanges()
+    status = await server.status()
+    (gate,) = status["verdict"]["gates"]
+    assert gate["units"] == 40  # those whose floor was measured
+    assert (gate["champion_mean"], gate["challenger_mean"]) == (0.75, 1.0)
+    assert status["verdict"]["verdict"] == "GO"
+    assert not guard.swallowed
+    await server.close()
+    views = {view["exchange_id"]: view["challengers"]["fake"] for view in scan(tmp_path / "record")}
+    for number in range(120):
+        end, own = views[f"x-{number}"], floor(number)
+        assert end["floor"] == (None if own is None else {
+            "comparison": None if own.comparison is None else own.comparison.values, "reason": own.reason,
+        })  # fmt: skip
+        assert ("perplexity_ratio" in end["comparison"]) == (number % 3 == 2)
 
 
 @in_loop

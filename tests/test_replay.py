@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.record.store import RemoteStore
 from understudy.replay_run import finished, replayable, run
-from understudy.types import State
+from understudy.types import Comparison, Floor, State
 
 IDENTITY = {"champion": {"name": "champion", "model": "org/lead", "engine_args": {"tokenizer": "org/words"}}}
 
@@ -49,8 +50,9 @@ def replayed(record: Path, only: str | None = None) -> tuple[list[Any], Counter[
 
 def test_exchanges_come_back_with_their_parameters_labels_and_facts(tmp_path: Path) -> None:
     record = write(tmp_path, accepted(1), ended(1), feedback("ex-1", "bad"), feedback("ex-1", "good"))
-    ((offered, given),), left_out = replayed(record)
-    assert [(each.id, each.label) for each in given] == [("ex-1", "bad"), ("ex-1", "good")]
+    (found,), left_out = replayed(record)
+    offered = found.offered
+    assert [(each.id, each.label) for each in found.feedback] == [("ex-1", "bad"), ("ex-1", "good")]
     whole = offered.complete()
     assert (offered.exchange_id, offered.unsupported, offered.shadow_off) == ("ex-1", None, False)
     assert whole.parameters == ("restored", {"temperature": 0.0})
@@ -68,11 +70,28 @@ def test_what_was_shed_for_lack_of_time_is_replayed_and_what_was_no_exchange_is_
         accepted(4),
     )  # fmt: skip
     found, left_out = replayed(record)
-    assert sorted(offered.exchange_id for offered, _ in found) == ["ex-1", "ex-4"]
+    assert sorted(each.offered.exchange_id for each in found) == ["ex-1", "ex-4"]
     assert left_out == {
         "no challenger could have met it (beam_search)": 1,
         "its parameters are not recorded in full (no regex)": 1,
     }
+
+
+def test_an_exchange_comes_back_with_the_noise_floor_that_it_had(tmp_path: Path) -> None:
+    def with_floor(number: int, challenger: str, floor: Floor | None) -> Any:
+        event = ended(number, challenger)
+        return replace(event, ending=replace(event.ending, floor=floor))
+
+    measured = Floor(comparison=Comparison({"exact_match": 1.0}))
+    record = write(
+        tmp_path,
+        accepted(1, "a", "b"), with_floor(1, "a", Floor(reason="late")), with_floor(1, "b", measured),
+        accepted(2), with_floor(2, "b", Floor(reason="late")),
+        accepted(3), ended(3),
+    )  # fmt: skip
+    found, _ = replayed(record)
+    floors = {each.offered.exchange_id: each.floor for each in found}
+    assert floors == {"ex-1": measured, "ex-2": Floor(reason="late"), "ex-3": None}
 
 
 def test_another_champions_answers_are_left_out(tmp_path: Path) -> None:

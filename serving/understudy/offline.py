@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from understudy.config import ShadowSpec
 from understudy.errors import ConfigError
 from understudy.lane.lane import Offered
 from understudy.prompts import Prompt
@@ -34,7 +33,7 @@ from understudy.report.fetch import EXIT_CODES, MIN_WIDTH
 from understudy.report.page import report_page
 from understudy.report.table import print_report
 from understudy.server import Server
-from understudy.types import State
+from understudy.types import Floor, State
 
 UNLIMITED = 2**31
 DEADLINE_S = 3600.0
@@ -52,6 +51,15 @@ class Outcome:
     interrupted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded exchange: for the lane, with what was said of it and its noise floor, None where it was not chosen."""
+
+    offered: Offered
+    feedback: Sequence[Feedback] = ()
+    floor: Floor | None = None
+
+
 def offline_config(raw: Mapping[str, Any], *, out: Path, concurrency: int, has_champion: bool) -> dict[str, Any]:
     """``raw`` with everything that sheds, samples or guards a port replaced: nobody is waiting here."""
     shadow = dict(raw.get("shadow") or {})
@@ -64,8 +72,7 @@ def offline_config(raw: Mapping[str, Any], *, out: Path, concurrency: int, has_c
         "yield_above": UNLIMITED,
         "breaker_faults": UNLIMITED,
     }
-    needs_champion = {"noise_floor", "divergence"} & {each.name for each in fields(ShadowSpec)}
-    off = {} if has_champion else dict.fromkeys(needs_champion, 0.0)
+    off = {} if has_champion else {"divergence": 0.0}  # noise floors were recorded, and no engine is started for them
     kept = {key: value for key, value in raw.items() if key not in ("auth", "shadow", "record")}
     record = {key: value for key, value in (raw.get("record") or {}).items() if key not in ("url", "spool")}
     return kept | {
@@ -123,7 +130,7 @@ async def compare(server: Server, prompts: Sequence[Prompt], *, concurrency: int
 
 async def replay(
     server: Server,
-    offers: Iterable[tuple[Offered, Sequence[Feedback]]],
+    recorded: Iterable[Recorded],
     *,
     total: int,
     concurrency: int,
@@ -131,13 +138,12 @@ async def replay(
 ) -> Outcome:
     """Offer recorded exchanges to the lane, each with its feedback, and wait until every challenger has ended each."""
 
-    async def offer(each: tuple[Offered, Sequence[Feedback]]) -> None:
-        offered, feedback = each
-        server.offer(offered)
-        for given in feedback:
+    async def offer(each: Recorded) -> None:
+        server.offer(each.offered, each.floor)
+        for given in each.feedback:
             await server.feedback(given)
 
-    interrupted = await _work(server, offers, offer, concurrency, "read from the record", console, total=total)
+    interrupted = await _work(server, recorded, offer, concurrency, "read from the record", console, total=total)
     return Outcome({}, interrupted)
 
 

@@ -21,9 +21,9 @@ from understudy.browse.champion import champion_in
 from understudy.config import parse
 from understudy.errors import ConfigError, RecordError, Unsupported
 from understudy.judge.base import NOT_EXCHANGES
-from understudy.record import Feedback, scan
+from understudy.record import scan
 from understudy.record.labels import feedback_of
-from understudy.types import Ending, Exchange, State
+from understudy.types import Ending, Exchange, Floor, State
 from understudy.variants import with_gates, with_models
 
 Restore = Callable[[Mapping[str, Any]], Any]
@@ -103,10 +103,20 @@ async def _run(
     async with offline.started(raw, serve=False, resends=RESENDS, console=console) as server:
         from understudy.engines.vllm_engine import restore_parameters
 
-        left_out: Counter[str] = Counter()
-        offers = replayable(views, restore_parameters, left_out, only)
-        outcome = await offline.replay(server, offers, total=total, concurrency=concurrency, console=console)
+        left_out, with_floor = Counter[str](), Counter[bool]()
+
+        def replayed() -> Iterator[offline.Recorded]:
+            for each in replayable(views, restore_parameters, left_out, only):
+                with_floor[each.floor is not None] += 1
+                yield each
+
+        outcome = await offline.replay(server, replayed(), total=total, concurrency=concurrency, console=console)
         code = await offline.finish(server, outcome, out=out, gate=gate, console=console)
+    for gate_ in parse(raw).gates:
+        if gate_.needs_floor and not with_floor[True]:
+            console.print(
+                f"{gate_.metric}: no exchange has a noise floor in the record, so nothing is known", style="red"
+            )
     for reason, count in sorted(left_out.items()):
         console.print(f"{count} recorded exchanges were left out: {reason}", style="yellow", markup=False)
     return code
@@ -114,8 +124,8 @@ async def _run(
 
 def replayable(
     views: Iterator[Mapping[str, Any]], restore: Restore, left_out: Counter[str], only: str | None = None
-) -> Iterator[tuple[Replayed, Sequence[Feedback]]]:
-    """Each exchange that can be replayed, with its feedback. ``left_out`` counts the others by their reason.
+) -> Iterator[offline.Recorded]:
+    """Each exchange that can be replayed. ``left_out`` counts the others by their reason.
 
     ``only`` is the name of the champion whose answers count; a record may go on under another one.
     """
@@ -136,7 +146,13 @@ def replayable(
         except Unsupported as fault:
             left_out[f"its parameters are not recorded in full ({fault})"] += 1
         else:
-            yield Replayed(exchange), feedback_of(view)
+            yield offline.Recorded(Replayed(exchange), feedback_of(view), floor_of(endings))
+
+
+def floor_of(endings: Mapping[str, Ending]) -> Floor | None:
+    """The noise floor of an exchange, the same for all its challengers; one that was measured, where there is one."""
+    floors = [ending.floor for ending in endings.values() if ending.floor is not None]
+    return next((floor for floor in floors if floor.comparison is not None), floors[0] if floors else None)
 
 
 def why_not(exchange: Exchange, endings: Mapping[str, Ending], view: Mapping[str, Any]) -> str | None:

@@ -33,7 +33,7 @@ from understudy.record import Feedback
 from understudy.record.recording import Recording
 from understudy.report.page import report_page
 from understudy.report.summary import ChallengerSummary
-from understudy.types import State
+from understudy.types import Floor, State
 
 log = logging.getLogger(__name__)
 LIFTED = "its quarantine is lifted; it comes back when the replica starts the next time"
@@ -140,8 +140,10 @@ class Server:
         """What clients ask for."""
         return self._config.champion.name
 
-    def offer(self, offered: Offered) -> None:
-        """Step 4 for an exchange that was answered before."""
+    def offer(self, offered: Offered, floor: Floor | None = None) -> None:
+        """Step 4 for an exchange that was answered before, with the noise floor that it had."""
+        if floor is not None:
+            self._lane.floor.bring(offered.exchange_id, len(self._lane.sides), floor)
         self._lane.offer(offered)
 
     def counts(self) -> dict[str, dict[str, Any]]:

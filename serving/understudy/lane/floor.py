@@ -34,7 +34,7 @@ class Rerun:
     """One exchange's second run: begun by the first challenger whose turn comes, gone when all have ended."""
 
     waiting: int
-    task: asyncio.Task[Floor] | None = None
+    task: asyncio.Future[Floor] | None = None
 
 
 class NoiseFloor:
@@ -82,6 +82,12 @@ class NoiseFloor:
         """So many challengers will meet this exchange, and each will be released."""
         if self.engine is not None and is_sampled(exchange.exchange_id, self.fraction, SALT):
             self._reruns[exchange.exchange_id] = Rerun(challengers)
+
+    def bring(self, exchange_id: str, challengers: int, floor: Floor) -> None:
+        """It has been run before: for a replay, in which the champion is not there."""
+        known = asyncio.get_running_loop().create_future()
+        known.set_result(floor)
+        self._reruns[exchange_id] = Rerun(challengers, known)
 
     def owes(self, exchange: Exchange) -> bool:
         """Whether the second run is still to be begun, by whoever's turn comes first."""
