@@ -52,7 +52,7 @@ class OutOfMemory(EngineError):
 
 
 class NotFinite(EngineError):
-    """A log-probability of the engine is no number: its weights or its kernels are broken."""
+    """A logit or a log-probability of the engine is no number: its weights or its kernels are broken."""
 
     reason = "not_finite"
 

@@ -30,7 +30,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker import workspace
 
-from understudy.engines import scorer, seeds, speculate
+from understudy.engines import finite, scorer, seeds, speculate
 from understudy.engines.footprint import allocator, footprint
 
 HIGH_PRIORITY, LOW_PRIORITY = -1, 0  # of CUDA streams: lower is more urgent
@@ -181,6 +181,8 @@ class Core:
         self._launched: deque[tuple[int, Any, Any]] = deque()
         self._count_tokens()
         seeds.install(self.engine)
+        if not is_champion:
+            finite.install(self.engine, self.runner)
         self.leave()
 
     def has_mail(self) -> bool:

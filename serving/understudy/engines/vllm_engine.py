@@ -41,7 +41,15 @@ from understudy.engines.flight import Steps
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess
 from understudy.engines.registry import own_registry
 from understudy.engines.render import messages_of, text_of
-from understudy.errors import ConfigError, EngineDead, EngineError, EngineStartError, OutOfMemory, Unsupported
+from understudy.errors import (
+    ConfigError,
+    EngineDead,
+    EngineError,
+    EngineStartError,
+    NotFinite,
+    OutOfMemory,
+    Unsupported,
+)
 from understudy.meter.gaps import Gaps
 from understudy.meter.traffic import Kind, Traffic, share_of
 from understudy.types import Answer, Exchange, Measured, Observation, Score, Timings
@@ -304,6 +312,8 @@ class VllmEngine:
         bad = next((output for output in final.outputs if output.finish_reason in ("error", "abort")), None)
         if bad is not None and bad.stop_reason == OutOfMemory.reason:  # core.Core.recover
             raise OutOfMemory(f"{self.name} had no memory for this request")
+        if bad is not None and bad.stop_reason == NotFinite.reason:  # finite.py
+            raise NotFinite(f"{self.name} gave logits that are no numbers")
         if bad is not None:
             raise EngineError(f"{self.name} ended with finish_reason {bad.finish_reason!r}")
         return final
