@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tests.serving.chaos.audience import Audience, seated
+from tests.serving.models import make
 from tests.serving.process import Running, running, wait_for
 
 INJECTED = Path(__file__).parent / "injected"
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 DISK_BYTES = 128 * 2**20
-LIMITS = {"deadline_s": 3.0, "breaker_faults": 3, "breaker_cooldown_s": 1.0, "max_pending": 64}
 
 
 @dataclass
@@ -26,20 +27,41 @@ class Drill:
     server: Running
     audience: Audience
     switch: Path
-    record: Path
+    config: Mapping[str, Any]
+    pids: Mapping[str, int]
+    """Of the engine processes, by the model's name; in the shared placement the champion's has all models."""
     _before: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def placement(self) -> str:
+        """shared or dedicated."""
+        return str(self.config["placement"])
+
+    @property
+    def record(self) -> Path:
+        """Its folder."""
+        return Path(self.config["record"]["url"])
 
     @contextlib.contextmanager
     def fault(self, name: str, target: str = "") -> Iterator[None]:
         """On for the time of the block. Answers before, during and after it are all checked."""
+        with self.watched():
+            during = self.audience.mark()
+            self.turn(f"{name} {target}")
+            try:
+                yield
+                self.audience.go_on(during)
+            finally:
+                self.turn("")
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Answers before, during and after the block are all checked, and there are some."""
         self.audience.go_on(self.audience.mark(), 2)
         during = self.audience.mark()
-        self.turn(f"{name} {target}")
-        try:
-            yield
-            self.audience.go_on(during)
-        finally:
-            self.turn("")
+        self.look()
+        yield
+        self.audience.go_on(during)
         self.audience.go_on(self.audience.mark(), 2)
 
     def turn(self, text: str) -> None:
@@ -59,6 +81,10 @@ class Drill:
         assert len(found) == 1
         return found[0]
 
+    def ready(self) -> list[str]:
+        """The challengers that are up."""
+        return [each["name"] for each in self.server.status()["challengers"] if each["ready"]]
+
     def until_more(self, name: str, state: str, reason: str | None = None, timeout_s: float = 40.0) -> None:
         """Wait until an exchange has ended so since the switch was turned."""
         before = counted(self._before[name], state, reason)
@@ -67,6 +93,12 @@ class Drill:
         except AssertionError:
             raise AssertionError(f"no {state} {reason or ''}: {self.challenger(name)}") from None
 
+    def until_gone(self, name: str, timeout_s: float = 40.0) -> str:
+        """Wait until the challenger is given up and its exchanges are shed; why, as status has it."""
+        wait_for(lambda: not self.challenger(name)["ready"], timeout_s)
+        self.until_more(name, "shed", "challenger_not_ready")
+        return str(self.challenger(name)["detail"])
+
 
 def counted(counts: Mapping[str, Any], state: str, reason: str | None) -> int:
     """How many exchanges ended so."""
@@ -74,14 +106,52 @@ def counted(counts: Mapping[str, Any], state: str, reason: str | None) -> int:
 
 
 @contextlib.contextmanager
-def drill(config: Mapping[str, Any], folder: Path) -> Iterator[Drill]:
-    """A server whose processes have the injected sitecustomize, with an audience."""
-    switch = folder / "fault"
-    switch.write_text("", encoding="utf-8")
+def drill(
+    folder: Path,
+    challengers: Sequence[tuple[str, str]],
+    limits: Mapping[str, Any],
+    placement: str = "shared",
+    first: str = "",
+) -> Iterator[Drill]:
+    """A server whose processes have the injected sitecustomize, with an audience.
+
+    Args:
+        folder: everything is in it; the record on a small disk of its own where one may be mounted.
+        challengers: (name, which of the models of tests/serving/models.py); the champion is the llama.
+        limits: of the lane.
+        placement: shared or dedicated.
+        first: the fault that is on when the server starts.
+    """
+    models, switch = make(folder / "models"), folder / "fault"
+    switch.write_text(first, encoding="utf-8")
+    config: dict[str, Any] = {
+        "champion": {"model": models["llama"], "name": "champ", "engine_args": SMALL},
+        "challengers": [{"model": models[model], "name": name, "engine_args": SMALL} for name, model in challengers],
+        "placement": placement,
+        "shadow": {"limits": dict(limits)},
+        "record": {"url": str(folder / "record")},
+    }
     python_path = os.pathsep.join([str(INJECTED), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"UNDERSTUDY_CHAOS": str(switch), "PYTHONPATH": python_path}
-    with running(config, folder, environment=environment) as server, seated(server) as audience:
-        yield Drill(server, audience, switch, Path(config["record"]["url"]))
+    with (
+        small_disk(folder / "record"),
+        running(config, folder, environment=environment) as server,
+        seated(server) as audience,
+    ):
+        pids = engine_pids(server, ["champ", *(name for name, _ in challengers)])
+        yield Drill(server, audience, switch, config, pids)
+
+
+def engine_pids(server: Running, names: Sequence[str]) -> dict[str, int]:
+    """Of the engine processes, which are started in the order of the configuration."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            command = (environ.parent / "cmdline").read_bytes()
+            if b"understudy.engines.host" in command and server.mark.encode() in environ.read_bytes():
+                found.append(psutil.Process(int(environ.parent.name)))
+    found.sort(key=lambda process: process.create_time())
+    return dict(zip(names, (process.pid for process in found), strict=False))
 
 
 @contextlib.contextmanager

@@ -94,7 +94,14 @@ def break_runner(core: Any) -> None:
 
     def broken_forward(*args: Any, **kwargs: Any) -> Any:
         hidden = forward(*args, **kwargs)
-        return torch.full_like(hidden, float("nan")) if is_on("model_nan", name) else hidden
+        if is_on("model_nan", name):
+            return torch.full_like(hidden, float("nan"))
+        if is_on("answer_nan", name):  # as of an input that only its own answers have
+            ends = runner.query_start_loc.np
+            for row, request_id in enumerate(runner.input_batch.req_ids):
+                if not (runner.requests[request_id].sampling_params.extra_args or {}).get("understudy_score"):
+                    hidden[ends[row] : ends[row + 1]] = float("nan")
+        return hidden
 
     def broken_scores(hidden: Any, num_scheduled: Any) -> Any:
         requests = [runner.requests[each] for each in num_scheduled]
