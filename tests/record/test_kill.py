@@ -47,7 +47,7 @@ def write_until_killed(folder: Path, first: int, acknowledge: int, disk: FatalDi
     keeper = open_keeper(
         folder,
         world=World(),
-        limits=WriterLimits(fsync_interval_s=0.001),
+        limits=WriterLimits(fsync_interval_s=0.001, group_bytes=3_000),  # several a flush: written in two threads
         max_segment_bytes=6_000,
         disk=Disk(write=disk.write),
     )
