@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 
-from understudy.engines.draft import TOKEN_COST, Draft, realignments, worthwhile
+from understudy.engines.draft import ANY_PRICE, MARGIN, Draft, Habits, Odds, lengths, realignments
+from understudy.engines.step_cost import Price
 
 ANSWER = tuple(range(100, 160))  # each token once
 LIMIT = 32
@@ -20,24 +22,23 @@ def after(answer: Sequence[int], generated: Sequence[int]) -> Draft:
     return draft
 
 
-def steps(answer: Sequence[int], generated: Sequence[int]) -> tuple[int, int]:
-    """How the engine would go: (steps, proposed tokens). A step says what was right of the draft, and one more."""
-    draft = Draft(answer)
-    num_steps = num_proposed = 0
+def drafts(answer: Sequence[int], generated: Sequence[int]) -> list[int]:
+    """How the engine would go: the length of each step's draft. A step says what was right of it, and one more."""
+    draft, lengths = Draft(answer), []
     while draft.num_fed < len(generated):
         rest = generated[draft.num_fed :]
         proposed = draft.propose(LIMIT)
         agreed = next((i for i, (a, b) in enumerate(zip(proposed, rest, strict=False)) if a != b), len(proposed))
         for token in rest[: agreed + 1]:
             draft.feed(token)
-        num_steps, num_proposed = num_steps + 1, num_proposed + len(proposed)
-    return num_steps, num_proposed
+        lengths.append(len(proposed))
+    return lengths
 
 
 def cost(answer: Sequence[int], generated: Sequence[int]) -> float:
     """In steps of one token; plain generation costs len(generated)."""
-    num_steps, num_proposed = steps(answer, generated)
-    return num_steps + TOKEN_COST * num_proposed
+    made = drafts(answer, generated)
+    return len(made) + ANY_PRICE.drafted * sum(map(bool, made)) + ANY_PRICE.token * sum(made)
 
 
 def test_an_answer_said_again_is_proposed_to_its_end() -> None:
@@ -62,24 +63,24 @@ def test_an_answer_said_again_is_proposed_to_its_end() -> None:
 )
 def test_after_a_mismatch_it_goes_on_where_the_challenger_does(said: tuple[int, ...], then: int) -> None:
     draft = after(ANSWER, said)
-    assert draft.propose(1) == [then]
+    assert draft.next(1) == [then]
 
 
 def test_a_place_far_away_needs_more_than_one_token() -> None:
     answer = (*ANSWER[:10], 5, *ANSWER[10:], 5, 6)
-    assert after(answer, (*ANSWER[:10], 6)).propose(1) == [ANSWER[10]]  # 6 is 50 tokens away: taken for a replacement
-    assert after(answer, (*ANSWER[:10], 159, 5, 6)).propose(LIMIT) == []  # three tokens in a row: the end of it
+    assert after(answer, (*ANSWER[:10], 6)).next(1) == [ANSWER[10]]  # 6 is 50 tokens away: taken for a replacement
+    assert after(answer, (*ANSWER[:10], 159, 5, 6)).next(LIMIT) == []  # three tokens in a row: the end of it
 
 
 def test_of_a_token_that_is_everywhere_the_nearest_places_count() -> None:
     answer = [token for number in range(100, 200) for token in (5, number)]
-    assert after(answer, (*answer[:160], 9, 5)).propose(1) == [180]
+    assert after(answer, (*answer[:160], 9, 5)).next(1) == [180]
 
 
 def test_the_place_that_fits_best_is_taken() -> None:
     answer = (1, 2, 9, 50, 3, 2, 9, 60, 4, 2, 9, 70)
-    assert after(answer, (1, 7, 7, 3, 2, 9)).propose(1) == [60]
-    assert after(answer, (1, 7, 7, 4, 2, 9)).propose(1) == [70]
+    assert after(answer, (1, 7, 7, 3, 2, 9)).next(1) == [60]
+    assert after(answer, (1, 7, 7, 4, 2, 9)).next(1) == [70]
 
 
 @pytest.mark.parametrize("kinds", ["s", "i", "d", "D", "sid"])
@@ -90,7 +91,7 @@ def test_any_edits_cost_a_few_steps_each_and_not_the_rest_of_the_answer(kinds: s
     for _ in range(20):
         answer = words(chance, 256)
         generated, edits = edited(answer, rate, kinds, chance)
-        num_edits, tokens, total = num_edits + edits, tokens + len(generated), total + steps(answer, generated)[0]
+        num_edits, tokens, total = num_edits + edits, tokens + len(generated), total + len(drafts(answer, generated))
     assert total < tokens / 20 + 4 * num_edits
     assert total < tokens / 3
 
@@ -126,23 +127,73 @@ def test_being_lost_and_found_is_counted() -> None:
     assert realignments((), ANSWER) == (1, 0)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 16, 100])
-@pytest.mark.parametrize("rest", [0.0, 0.3, 0.8, 0.97, 1.0])
-@pytest.mark.parametrize("first", [0.0, 0.02, 0.3, 0.97, 1.0])
-def test_the_length_is_the_one_with_the_cheapest_tokens(first: float, rest: float, num_rows: int) -> None:
-    def cheapness(length: int) -> float:
-        said = 1 + first * sum(rest**right for right in range(length))
-        return said / ((1 - TOKEN_COST) / num_rows + TOKEN_COST * (1 + length))
-
-    length = worthwhile(first, rest, num_rows, LIMIT)
-    assert 0 <= length <= LIMIT
-    assert cheapness(length) == pytest.approx(max(map(cheapness, range(LIMIT + 1))))
+def rate_of(rows: Sequence[tuple[Odds, int]], drafted: Sequence[int], num_rows: int, price: Price) -> float:
+    """Tokens for the price of a step, term by term."""
+    said = num_rows + sum(
+        odds.first * odds.rest**right
+        for (odds, _), length in zip(rows, drafted, strict=True)
+        for right in range(length)
+    )
+    return said / (price.plain + (price.drafted if any(drafted) else 0) + price.token * sum(drafted))
 
 
-def test_a_full_batch_proposes_less() -> None:
-    lengths = [worthwhile(0.9, 0.9, num_rows, LIMIT) for num_rows in (1, 4, 16, 64)]
-    assert lengths == sorted(lengths, reverse=True)
-    assert lengths[0] > 3 * lengths[-1]
+@pytest.mark.parametrize(
+    "price", [Price(1.0, 0.25, 0.02), Price(1.3, 0.0, 0.2), Price(2.0, 1.0, 0.001), Price(1, 3, 0)]
+)
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_lengths_make_the_steps_tokens_cheaper(price: Price, seed: int) -> None:
+    chance = random.Random(seed)
+    rows = [
+        (
+            Odds(chance.choice([0.0, 0.1, 0.5, 0.9, 1.0]), chance.choice([0.0, 0.3, 0.8, 0.97, 1.0])),
+            chance.randint(0, 6),
+        )
+        for _ in range(3)
+    ]
+    num_rows = len(rows) + chance.choice([0, 5])
+    chosen = lengths(rows, num_rows, price)
+    every = product(*(range(limit + 1) for _, limit in rows))
+    best = max(rate_of(rows, drafted, num_rows, price) for drafted in every)
+    plain = num_rows / price.plain
+    if best < MARGIN * plain * 0.998:
+        assert not any(chosen)
+    elif best > MARGIN * plain * 1.002:
+        assert rate_of(rows, chosen, num_rows, price) > 0.997 * best
+    assert all(0 <= length <= limit for length, (_, limit) in zip(chosen, rows, strict=True))
+
+
+def test_a_full_batch_proposes_less_and_none_at_all_where_tokens_cost_as_much_as_rows() -> None:
+    def longest(num_rows: int, row: float) -> int:
+        price = Price(1.0 + row * num_rows, 0.25, 0.02)
+        return max(lengths([(Odds(0.9, 0.9), LIMIT)] * num_rows, num_rows, price))
+
+    few = [longest(num_rows, 0.02) for num_rows in (1, 4, 16, 64)]
+    assert few == sorted(few, reverse=True)
+    assert few[0] > 3 * few[2]
+    assert longest(64, 0.02) == 0  # 64 rows for 2.28 steps: each drafted token must be right with 0.56 and save more
+
+
+def test_rows_that_fit_are_drafted_beside_rows_that_do_not() -> None:
+    good, bad = (Odds(0.99, 0.99), LIMIT), (Odds(0.02, 0.5), LIMIT)
+    drafted = lengths([bad, good, bad], 3, ANY_PRICE)
+    assert drafted[0] == drafted[2] == 0
+    assert drafted[1] > 10
+
+
+def test_a_new_request_begins_with_what_the_challengers_others_were_like() -> None:
+    habits, chance = Habits(), random.Random(7)
+    first = len(Draft(ANSWER, habits).propose(LIMIT))
+    for _ in range(10):
+        draft = Draft(ANSWER, habits)
+        for token in ANSWER:
+            draft.feed(token if chance.random() < 0.3 else 7)
+    assert len(Draft(ANSWER, habits).propose(LIMIT)) < first / 3
+    assert habits.odds.first == pytest.approx(0.3, abs=0.15)
+    for _ in range(40):
+        draft = Draft(ANSWER, habits)
+        for token in ANSWER:
+            draft.feed(token)
+    assert len(Draft(ANSWER, habits).propose(LIMIT)) == first
 
 
 def words(chance: random.Random, number: int) -> list[int]:

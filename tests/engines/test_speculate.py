@@ -14,6 +14,7 @@ from understudy.engines import placements, speculate
 from understudy.engines.draft import Draft
 from understudy.engines.placements import engine_args, wants_speculation
 from understudy.engines.speculate import EXTRA_ARG, NUM_DRAFT_TOKENS, DraftProposer
+from understudy.engines.step_cost import StepCost
 from understudy.types import DraftCounts
 
 ANSWER = list(range(100, 200))
@@ -207,3 +208,71 @@ def test_what_became_of_a_draft() -> None:
     brought = speculate.with_draft(parameters(), [ANSWER])
     assert speculate.counts([output], brought) == DraftCounts(proposed=12, accepted=6, lost=1, realigned=1)
     assert speculate.counts([output], parameters()) is None
+
+
+# What a step costs, and steps without drafts
+
+
+def watched(*requests: Request) -> tuple[DraftProposer, list[tuple[int, int, float]], Any]:
+    """A proposer, what it learned of steps, and its runner."""
+    made, seen = proposer(runner(*requests)), []
+    made.cost = SimpleNamespace(saw=lambda *each: seen.append(each), price=StepCost().price)  # type: ignore[assignment]
+    times = iter(range(100))
+    made._clock = lambda: float(next(times))
+    return made, seen, made._runner
+
+
+def step(rows: dict[str, int], drafted: dict[str, list[int]]) -> Any:
+    return SimpleNamespace(
+        num_scheduled_tokens=rows, total_num_scheduled_tokens=sum(rows.values()), scheduled_spec_decode_tokens=drafted
+    )
+
+
+def test_steps_are_timed_without_what_the_champion_had_of_them() -> None:
+    made, seen, lent = watched(Request("a", ANSWER[:1], [ANSWER]), Request("b", [100]))
+    made._begins(step({"a": 4, "b": 1}, {"a": [101, 102, 103]}))
+    lent.understudy_lent_s = 0.25
+    made.propose([[100], [100]])
+    made._begins(step({"a": 1, "b": 1}, {}))
+    made.propose([[100], [100]])
+    assert seen == [(2, 3, 0.75), (2, 0, 1.0)]
+
+
+def test_steps_of_prompts_are_not_watched_and_no_step_twice() -> None:
+    made, seen, _ = watched(Request("a", ANSWER[:1], [ANSWER]))
+    made._begins(step({"a": 9}, {}))
+    made.propose([[100]])
+    made.propose([[100]])
+    made._begins(step({}, {}))
+    made.propose([[100]])
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "drafted", "plain"), [(False, {}, True), (False, {"a": [1]}, False), (True, {}, False)]
+)
+def test_a_step_without_drafts_is_prepared_as_if_nothing_speculated(hybrid: bool, drafted: Any, plain: bool) -> None:
+    asked = []
+    made = SimpleNamespace(model_config=SimpleNamespace(is_hybrid=hybrid), speculative_config="ours")
+
+    def prepare(_scheduled: Any, _counts: Any) -> str:
+        asked.append(made.speculative_config)
+        if len(asked) > 1:
+            raise RuntimeError("broken")
+        return "inputs"
+
+    made._prepare_inputs = prepare
+    speculate.step_plainly_without_drafts(made)
+    scheduled = SimpleNamespace(scheduled_spec_decode_tokens=drafted)
+    assert made._prepare_inputs(scheduled, None) == "inputs"
+    with pytest.raises(RuntimeError, match="broken"):
+        made._prepare_inputs(scheduled, None)
+    assert asked == [None if plain else "ours"] * 2
+    assert made.speculative_config == "ours"
+
+
+def test_a_draft_is_not_copied_token_by_token_on_its_way() -> None:
+    from vllm import SamplingParams
+
+    brought = speculate.with_draft(SamplingParams(temperature=0.0), [ANSWER])
+    assert brought.clone().extra_args is brought.extra_args

@@ -21,12 +21,14 @@ from tests.serving.models import SIZES, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from understudy.engines import placements, speculate
-from understudy.engines.draft import Draft
+from understudy.engines.draft import MARGIN, Draft, Habits
+from understudy.engines.step_cost import Price
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NUM_EXCHANGES = 1000  # for each of three champions
-NUM_SAMPLES = 8000
+NUM_SEEDS = 20
+NUM_SAMPLES = 300  # for each kind of parameters and each of the seeds
 SMALL_VOCABULARY = 12
 
 
@@ -103,6 +105,13 @@ def runner(llm: Any) -> Any:
     return core(llm).model_executor.driver_worker.worker.model_runner
 
 
+@pytest.fixture(autouse=True)
+def always_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are proposed however bad they are: what is said must not depend on what was measured."""
+    monkeypatch.setattr("understudy.engines.draft.MARGIN", 0.0)
+    monkeypatch.setattr("understudy.engines.step_cost.StepCost.price", lambda *_: Price(1.0, 0.0, 1e-9))
+
+
 @pytest.fixture(scope="module")
 def engines(models: dict[str, Path]) -> Iterator[Engines]:
     with pytest.MonkeyPatch.context() as patch:
@@ -164,9 +173,14 @@ def test_greedy_output_is_that_of_plain_generation_over_thousands_of_exchanges(e
     assert acceptance["challenger"] > acceptance["near"] > acceptance["far"]
 
 
-def test_a_far_champion_costs_few_tokens_and_a_near_one_saves_most_steps(engines: Engines) -> None:
+def test_a_far_champion_costs_few_tokens_and_a_near_one_saves_most_steps(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = prompts(64, seed=4)
     llm = engines.get("challenger", speculative=True)
+    monkeypatch.setattr("understudy.engines.draft.MARGIN", MARGIN)
+    monkeypatch.setattr("understudy.engines.step_cost.StepCost.price", lambda _, rows: Price(1 + rows * 0.02))
+    monkeypatch.setattr(runner(llm).drafter, "habits", Habits())
     own = said(generate(llm, asked, sampling(max_tokens=96, ignore_eos=True)))
     far = said(generate(engines.get("far"), asked, sampling(max_tokens=96, ignore_eos=True)))
     _, same = drafted(llm, asked, own, max_tokens=96, ignore_eos=True)
@@ -257,8 +271,9 @@ SAMPLED: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7, "top_k": 5},
     {"temperature": 1.4, "top_p": 0.8},
     {"temperature": 1.0},
+    {"temperature": 1.0},
 )
-PLAIN = 3  # the last of these, without drafts beside the others
+PLAIN, SEEDED = 3, 4  # of these: without drafts beside the others, and each with a seed of its own
 START = [1, 5, 9, 3]
 LENGTH = 4
 
@@ -283,46 +298,70 @@ def exact(model: Path, temperature: float, top_k: int = 0, top_p: float = 1.0) -
     return joint.double().reshape([SMALL_VOCABULARY] * LENGTH)
 
 
-def chi_square(observed: torch.Tensor, expected: torch.Tensor) -> float:
-    """The probability of a deviation this large by chance; cells with fewer than 5 expected are one cell."""
+FALSE_ALARM = 1e-9
+"""Of one comparison. There are 45, so that all together are wrong once in 2 * 10^7 times, or, as the distribution is
+only about chi-square in its tail, in some 10^6 times."""
+
+
+def chi_square(observed: torch.Tensor, expected: torch.Tensor) -> tuple[float, int]:
+    """The statistic and its degrees of freedom; cells with fewer than 5 expected are one cell."""
     common = expected >= 5
     seen = torch.cat([observed[common], observed[~common].sum()[None]])
     due = torch.cat([expected[common], expected[~common].sum()[None]])
+    assert not seen[due == 0].any(), "a token that cannot be said was said"
     seen, due = seen[due > 0], due[due > 0]
-    statistic = ((seen - due) ** 2 / due).sum()
-    return torch.special.gammaincc(torch.tensor((len(due) - 1) / 2, dtype=torch.float64), statistic / 2).item()
+    return float(((seen - due) ** 2 / due).sum()), len(due) - 1
 
 
-def test_sampled_output_has_the_challengers_exact_distribution(
-    engines: Engines, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def tails(statistic: float, degrees: int) -> tuple[float, float]:
+    """The probabilities of one so small and of one so large."""
+    half, quarter = torch.tensor(degrees / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64)
+    return float(torch.special.gammainc(half, quarter)), float(torch.special.gammaincc(half, quarter))
+
+
+def test_sampled_output_has_the_challengers_exact_distribution_over_many_seeds(
+    engines: Engines, models: dict[str, Path]
 ) -> None:
-    """Drafts good and bad, rows of all temperatures in one batch, against the softmax of transformers' logits."""
-    monkeypatch.setattr("understudy.engines.draft.TOKEN_COST", 1e-6)  # drafts are proposed however bad they are
+    """Drafts good and bad, rows of all temperatures in one batch, against the softmax of transformers' logits.
+
+    The engine's generator is set to another seed for each round, and the seeded requests have one seed each. Over all
+    rounds together the counts must be those of the distribution; and the rounds must differ from it as much as chance
+    makes them, not more (draws that hang together within a round) and not less.
+    """
     llm = engines.get("tiny", speculative=True, skip_tokenizer_init=True, seed=11)
     chance = random.Random(1)
-    kinds = [kind for _ in range(NUM_SAMPLES // 2) for kind in range(len(SAMPLED))]
+    kinds = [kind for _ in range(NUM_SAMPLES) for kind in range(len(SAMPLED))]
     truth = [exact(models["tiny"], **each) for each in SAMPLED]
     likely = [int(index) for index in torch.unravel_index(truth[0].argmax(), truth[0].shape)]
-    parameters = [
-        speculate.with_draft(
-            sampling(max_tokens=LENGTH, ignore_eos=True, detokenize=False, **SAMPLED[kind]),
-            [] if kind == PLAIN else [likely if chance.random() < 0.5 else [chance.randrange(12) for _ in likely]],
-        )
-        for kind in kinds
-    ]
-    outputs = generate(llm, [START] * len(parameters), parameters)
-    became = [speculate.counts(output.outputs, each) for output, each in zip(outputs, parameters, strict=True)]
-    accepted, proposed = (sum(getattr(count, name) for count in became if count) for name in ("accepted", "proposed"))
+    rounds, accepted, proposed, num_drafts = [], 0, 0, 0
+    for seed in range(NUM_SEEDS):
+        parameters = []
+        for index, kind in enumerate(kinds):
+            own = {"seed": seed * len(kinds) + index} if kind == SEEDED else {}
+            asked = sampling(max_tokens=LENGTH, ignore_eos=True, detokenize=False, **SAMPLED[kind], **own)
+            answer = likely if chance.random() < 0.5 else [chance.randrange(12) for _ in likely]
+            parameters.append(speculate.with_draft(asked, [] if kind == PLAIN else [answer]))
+        torch.manual_seed(1000 + seed)
+        outputs = generate(llm, [START] * len(parameters), parameters)
+        for output, each in zip(outputs, parameters, strict=True):
+            count = speculate.counts(output.outputs, each)
+            if count is not None:
+                accepted, proposed, num_drafts = accepted + count.accepted, proposed + count.proposed, num_drafts + 1
+        rounds.append(torch.tensor(said(outputs)))
     assert 0.05 * proposed < accepted < 0.95 * proposed
-    assert proposed > sum(count is not None for count in became)
-    sampled = torch.tensor(said(outputs))
+    assert proposed > num_drafts == 3 * NUM_SAMPLES * NUM_SEEDS
     for kind, each in enumerate(SAMPLED):
-        mine = sampled[[index for index, other in enumerate(kinds) if other == kind]]
-        for first in range(LENGTH - 1):  # pairs of neighbours: after the prompt, drafted, and the one behind a draft
+        places = [index for index, other in enumerate(kinds) if other == kind]
+        for first in range(LENGTH - 1):  # pairs of neighbours: drafted with the prompt, later, and behind a draft
             others = [axis for axis in range(LENGTH) if axis not in (first, first + 1)]
-            due = truth[kind].sum(dim=others).flatten() * len(mine)
-            seen = torch.bincount(mine[:, first] * SMALL_VOCABULARY + mine[:, first + 1], minlength=len(due))
-            assert chi_square(seen.double(), due) > 1e-4, (each, first)
+            due = truth[kind].sum(dim=others).flatten() * len(places)
+            pairs = [mine[places, first] * SMALL_VOCABULARY + mine[places, first + 1] for mine in rounds]
+            seen = [torch.bincount(pair, minlength=len(due)).double() for pair in pairs]
+            _, too_large = tails(*chi_square(torch.stack(seen).sum(0), due * NUM_SEEDS))
+            assert too_large > FALSE_ALARM, (each, first, "over all seeds")
+            apart = [chi_square(some, due) for some in seen]
+            too_small, too_large = tails(sum(one for one, _ in apart), sum(degrees for _, degrees in apart))
+            assert min(too_small, too_large) > FALSE_ALARM, (each, first, "from seed to seed")
 
 
 # What else an engine does
@@ -350,7 +389,8 @@ def test_a_prompt_that_is_cached_in_full_is_not_padded(engines: Engines) -> None
         core(llm).scheduler.schedule = schedule
     assert said(outputs) == expected
     first = scheduled[0]
-    assert first.total_num_scheduled_tokens == len(asked), "the prompts were not cached"
+    num_drafted = sum(map(len, first.scheduled_spec_decode_tokens.values()))
+    assert first.total_num_scheduled_tokens - num_drafted == len(asked), "the prompts were not cached"
     assert not any(-1 in tokens for each in scheduled for tokens in each.scheduled_spec_decode_tokens.values())
 
 
