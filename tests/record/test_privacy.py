@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import stat
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -17,15 +19,16 @@ import pytest
 from understudy.config import RecordSpec
 from understudy.errors import ConfigError
 from understudy.record import Accepted, Ended, Feedback, RecordReader, from_json
+from understudy.record.codec import to_json
 from understudy.record.patterns import OVERLAP, WINDOW, redact
 from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording
-from understudy.record.redactors import load
+from understudy.record.redactors import MODELS, load, presidio, redacting
 from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.types import Answer, Ending, RequestFacts, Score, State
 
-from .builders import accepted, ended, flush, observation, open_keeper
+from .builders import accepted, ended, flush, observation, open_keeper, plain
 
 MAIL = "ann@example.org"
 FOUND = [
@@ -279,21 +282,68 @@ def test_a_users_redactor_and_what_cannot_be_had(monkeypatch: pytest.MonkeyPatch
             load([name])
 
 
-def test_presidio_by_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is no dependency: this is how it is called, not that it finds names."""
-
-    class AnalyzerEngine:
+def test_what_an_analyzer_finds_is_gone_with_all_that_overlaps() -> None:
+    class Analyzer:
         def analyze(self, text: str, language: str) -> list[Any]:
-            at = text.index("Ann")
+            assert (text, language) == ("I am Ann Bee of Rome.", "en")
             return [
-                SimpleNamespace(start=at, end=at + 3, entity_type="PERSON"),
-                SimpleNamespace(start=at + 1, end=at + 3, entity_type="LOCATION"),
+                SimpleNamespace(start=9, end=20, entity_type="ORGANIZATION"),
+                SimpleNamespace(start=5, end=12, entity_type="PERSON"),
+                SimpleNamespace(start=5, end=8, entity_type="NRP"),
             ]
 
-    with pytest.raises(ConfigError, match="presidio-analyzer"):
+    assert redacting(Analyzer(), "en")("I am Ann Bee of Rome.") == "I am [person]."
+
+
+def test_presidio_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(ConfigError, match=r"record.redactors: 'presidio' needs presidio-analyzer"):
         load(["presidio"])
-    monkeypatch.setitem(sys.modules, "presidio_analyzer", SimpleNamespace(AnalyzerEngine=AnalyzerEngine))  # type: ignore[arg-type]
-    assert load(["presidio"])[0]("I am Ann.") == "I am [person]."
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A spaCy model that knows words and no names: presidio's patterns are all there is."""
+    pytest.importorskip("presidio_analyzer", reason="presidio-analyzer is not installed (extra presidio)")
+    folder = tmp_path_factory.mktemp("spacy") / "blank"
+    import_module("spacy").blank("en").to_disk(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*asked: Any, **_: Any) -> Any:
+        pytest.fail(f"something asked for {asked}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(socket.socket, "connect", refused)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_real_presidio_redacts_a_record(blank: str) -> None:
+    found = presidio(blank)
+    said = "mail ann.miller@example.org, card 4111 1111 1111 1111, from 10.0.0.7 or 2001:db8::1"
+    assert found(said) == "mail [email_address], card [credit_card], from [ip_address] or [ip_address]"
+    assert found("") == ""
+    assert found("nothing of anybody") == "nothing of anybody"
+    event = accepted(1)
+    facts = replace(event.exchange.facts, body=json.dumps({"messages": [{"content": said}]}).encode())
+    document = to_json(replace(event, exchange=replace(event.exchange, facts=facts, prompt_text=said)), plain)
+    privacy = Privacy("redacted", (found,), b"secret")
+    content = repr(privacy.apply(document))
+    assert privacy.num_failed == 0
+    assert "[email_address]" in content
+    for trace in ("ann.miller", "4111", "10.0.0.7", "2001:db8"):
+        assert trace not in content
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_real_presidio_fetches_no_model(blank: str) -> None:
+    assert blank
+    if any(map(import_module("spacy").util.is_package, MODELS)):
+        pytest.skip("a spaCy model is installed here: there is nothing to fetch")
+    with pytest.raises(ConfigError, match=r"none of en_core_web_lg.*is installed"):
+        load(["presidio"])
 
 
 def test_replicas_share_a_secret_that_only_the_owner_reads(tmp_path: Path) -> None:
