@@ -27,6 +27,7 @@ from understudy.record.recording import Recording
 from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.record.sql import query
+from understudy.record.store import LocalStore
 
 from .builders import accepted, ended, feedback, open_keeper, plain
 from .test_schema import EVENTS
@@ -131,6 +132,27 @@ def test_an_erasure_that_cannot_be_done_is_entered_once(tmp_path: Path, monkeypa
     assert entered == []
     assert list(scan(spec.url)) == []
     assert audit(Source.at(recording.log), "replica-0").findings == []
+
+
+def test_a_retention_that_cannot_be_done_is_entered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording.of(RecordSpec(url=str(tmp_path / "record"), retention="1h"), "replica-0")
+    keeper = open_keeper(recording.log)
+    keeper.append(accepted(1))
+    keeper.close()
+    seal(Source.at(recording.log), "replica-0", include_newest=True)
+    entered: list[str] = []
+
+    def refused(*_: Any) -> None:
+        raise OSError("no right to delete")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", refused)
+        for _ in range(3):
+            with pytest.raises(OSError, match="no right"):
+                care(recording, lambda action, *_: entered.append(action))
+    assert entered == ["retention"]
+    assert care(recording, lambda action, *_: entered.append(action))["removed"] == 1
+    assert entered == ["retention"]
 
 
 @pytest.mark.parametrize("at_unix_s", [1_732_435_200_000, 1e300, -1, "1e12"])

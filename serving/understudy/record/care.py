@@ -6,12 +6,13 @@ new file, so that what was written before it can be sealed. The server runs this
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from understudy.config import RecordSpec
 from understudy.errors import Locked, RecordError
@@ -29,6 +30,7 @@ from understudy.record.sources import Source
 from understudy.record.store import LocalStore, Store, store_at
 from understudy.types import Ending, State
 
+ENTERED: Final = "retention.json"  # in a writer's store
 logger = logging.getLogger(__name__)
 ORPHANED = Ending(State.EXPIRED, None, "orphaned")
 
@@ -96,12 +98,20 @@ def retain(recording: Recording, source: Source, enter: Enter, now_unix_s: float
     oldest_unix_s = now_unix_s - recording.spec.retention_s
     expired = list(_expired(source, oldest_unix_s))
     if expired:
-        enter("retention", {"before_unix_s": oldest_unix_s, "segments": [each.segment for each in expired]})
+        numbers = [each.segment for each in expired]
+        if not _entered(recording.store).issuperset(numbers):  # a store that refuses to delete is asked again
+            enter("retention", {"before_unix_s": oldest_unix_s, "segments": numbers})
+            recording.store.write(ENTERED, json.dumps(numbers).encode())
         with sealing(recording.log):
             for each in expired:
                 for file in each.files:
                     recording.store.delete(file.path)
     return len(expired)
+
+
+def _entered(store: Store) -> frozenset[int]:
+    """The segments of which the log says that retention has removed them, though they may still be there."""
+    return frozenset(json.loads(store.read(ENTERED))) if store.exists(ENTERED) else frozenset()
 
 
 def _expired(source: Source, oldest_unix_s: float) -> Iterator[Manifest]:
