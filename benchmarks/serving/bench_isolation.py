@@ -1,7 +1,7 @@
 """Does the champion feel its shadow? Open-loop load at parts of its capacity, the shadow off, on, and naive, in turn.
 
     python -m benchmarks.serving.bench_isolation [--quick] [--mirror]
-    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds 10.5]
+    python -m benchmarks.serving.bench_isolation [--sizes tiny base] [--loads 0.3 0.6 0.9] [--seconds S]
 
 The full form ends in less than ten minutes on two cores, --quick in two; --mirror takes five more.
 
@@ -47,6 +47,7 @@ PROXIES = ("nginx", "nginx mirror")
 NUM_WORDS, NUM_TOKENS = 32, 32
 NUM_ROUNDS = 3
 RUN_IN_S = 0.8
+SECONDS = {"tiny": 7.5, "base": 10.5}  # of each arm at each load; base answers a few requests a second
 SETTLE_S = 1.0  # for what the mirror has yet to finish
 KV_BYTES = {"tiny": 256 * 2**20, "base": 1024 * 2**20}
 NUM_RESAMPLES = 400
@@ -153,7 +154,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["tiny", "base"])
     options.add_argument("--loads", nargs="+", type=float, default=[0.3, 0.6, 0.9])
-    options.add_argument("--seconds", type=float, default=10.5, help="of each arm at each load")
+    options.add_argument("--seconds", type=float, default=None, help="of each arm at each load")
     options.add_argument("--models", type=Path, default=Path("~/.cache/understudy/bench"))
     options.add_argument("--mirror", action="store_true", help="nginx's mirror to a second server, too")
     options.add_argument("--quick", action="store_true", help="the tiny model for a moment, to see that it works")
@@ -166,8 +167,8 @@ def main() -> None:
     results: dict[str, Any] = {
         "benchmark": "isolation",
         "regime": {
-            "prompt_words": NUM_WORDS, "generated_tokens": NUM_TOKENS, "seconds": given.seconds, "rounds": NUM_ROUNDS,
-            "run_in_s": RUN_IN_S,
+            "prompt_words": NUM_WORDS, "generated_tokens": NUM_TOKENS, "rounds": NUM_ROUNDS,
+            "run_in_s": RUN_IN_S, "seconds": given.seconds or SECONDS,
             "loop": "open, Poisson", "endpoint": "/v1/completions, streaming", "placement": "shared",
             "shadow": "every exchange, scored and generated",
         },
@@ -177,9 +178,10 @@ def main() -> None:
     }  # fmt: skip
     for size in given.sizes:
         models = [make(given.models.expanduser(), size, seed) for seed in (7, 8)]
-        results["sizes"][size] = found = measure(size, models, given.loads, given.seconds)
+        seconds = given.seconds or SECONDS[size]
+        results["sizes"][size] = found = measure(size, models, given.loads, seconds)
         if given.mirror:
-            found["mirror"] = why_not or measure_mirror(size, models, found, given.seconds)
+            found["mirror"] = why_not or measure_mirror(size, models, found, seconds)
     finish(results, given.out)
 
 
