@@ -172,6 +172,7 @@ def test_each_of_n_answers_has_the_draft_of_the_champions_own() -> None:
     proposed = proposer(runner(*children)).propose([[1]] * 3)
     assert proposed == [[10, 11], [20, 21], [20, 21]]
     assert proposer(runner(Request("shadow_3_x", [1], [[1, 10, 11]]))).propose([[1]]) == [[10, 11]]
+    assert proposer(runner(Request("shadow_3_x", [1], drafts))).propose([[1]]) == [[10, 11]]  # no number: no error
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(1, 0), (2, 0), (3, 1), (10, 8)])

@@ -239,10 +239,12 @@ def answer_of(request_id: str, parameters: Any) -> Sequence[int]:
 
 
 def child_index(request_id: str, num_drafts: int) -> int:
-    """Which of n a request is: vLLM names them ``0_ID``, ``1_ID``, ..., and the only one ``ID``."""
-    if num_drafts == 1:
-        return 0
-    return min(int(request_id.partition("_")[0]), num_drafts - 1)
+    """Which of n a request is: vLLM names them ``0_ID``, ``1_ID``, ..., and the only one ``ID``.
+
+    Never an error: it is asked inside a step, where one would end the core. A wrong draft only costs time.
+    """
+    index = request_id.partition("_")[0]
+    return min(int(index), num_drafts - 1) if num_drafts > 1 and index.isdecimal() else 0
 
 
 def step_plainly_without_drafts(runner: Any) -> None:
