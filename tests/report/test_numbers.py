@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tests.builders import answer, exchange, observation
@@ -13,7 +13,7 @@ from understudy.report.fetch import _summary
 from understudy.report.numbers import FRACTIONS, MAX_NAMES, NUMBERS, NumberFigure, NumberFigures, number_figures
 from understudy.report.tally import Tallies
 from understudy.report.view import report_view
-from understudy.types import Comparison, Ending, State
+from understudy.types import Comparison, Ending, Outcome, State
 
 
 def test_each_mean_is_over_the_exchanges_that_have_the_number() -> None:
@@ -42,6 +42,26 @@ def test_twins_are_one_row_and_what_nobody_said_has_none() -> None:
         ("tone", "", "3.25"),
     ]
     assert {row.note for row in rows} == {"mean over 1,200 exchanges"}
+    (row,) = number_figures([NumberFigure("chrf", 1200, 0.5)], missing=1034)
+    assert row.note == "mean over 1,200 exchanges; 1,034 unanswered"
+
+
+def test_beside_a_mean_stands_how_many_the_challenger_owes() -> None:
+    """What failed, expired or was shed is in no mean; what the user cancelled, or was no exchange, is nobody's debt."""
+    tallies, given = Tallies(), exchange("x", answer(1))
+    mine = observation(answer(1), model="b")
+    tallies.ended(given, "b", Ending(State.COMPARED, challenger=mine, comparison=Comparison({"chrf": 1.0})))
+    for state, reason in (
+        (State.FAILED, "engine_dead"), (State.EXPIRED, None), (State.SHED, "queue_full"),
+        (State.SHED, "beam_search"), (State.CANCELLED, None),
+    ):  # fmt: skip
+        tallies.ended(given, "b", Ending(state, reason))
+    tallies.ended(replace(given, champion=observation(outcome=Outcome.FAILED)), "b", Ending(State.FAILED, "x"))
+    (summary,) = tallies.summaries({"b": 0.0})
+    assert (summary.compared, summary.missing) == (1, 3)
+    (challenger,) = report_view({}, [summary]).challengers
+    (figure,) = [each for each in challenger.figures if each.name == "chrF"]
+    assert figure.note == "mean over 1 exchanges; 3 unanswered"
 
 
 def test_every_titled_number_is_some_comparators() -> None:

@@ -61,15 +61,15 @@ class NumberFigures:
         )
 
 
-def number_figures(figures: Sequence[NumberFigure]) -> tuple[Figure, ...]:
-    """A row for each that has a title here, and for the user's own."""
+def number_figures(figures: Sequence[NumberFigure], missing: int = 0) -> tuple[Figure, ...]:
+    """A row for each that has a title here, and for the user's own; beside each how many exchanges went unanswered."""
     known = {figure.name: figure for figure in figures}
     rows = [
-        _row(known, name, title, _percent if titles is FRACTIONS else _number)
+        _row(known, name, title, _percent if titles is FRACTIONS else _number, missing)
         for titles in (FRACTIONS, NUMBERS)
         for name, title in titles.items()
     ]
-    own = [_row(known, name, name.removeprefix(CUSTOM), _number) for name in known if name.startswith(CUSTOM)]
+    own = [_row(known, name, name.removeprefix(CUSTOM), _number, missing) for name in known if name.startswith(CUSTOM)]
     return tuple(row for row in (*rows, *own) if row is not None)
 
 
@@ -82,7 +82,7 @@ def _number(figure: NumberFigure) -> str:
 
 
 def _row(
-    known: Mapping[str, NumberFigure], name: str, title: str, show: Callable[[NumberFigure], str]
+    known: Mapping[str, NumberFigure], name: str, title: str, show: Callable[[NumberFigure], str], missing: int
 ) -> Figure | None:
     champion = known.get(f"champion_{name}")
     challenger = known.get(f"challenger_{name}", known.get(name))
@@ -90,5 +90,5 @@ def _row(
         return None
     is_pair = f"challenger_{name}" in known
     theirs = show(champion) if champion is not None else DASH if is_pair else ""
-    note = f"mean over {challenger.exchanges:,} exchanges"
+    note = f"mean over {challenger.exchanges:,} exchanges" + (f"; {missing:,} unanswered" if missing else "")
     return Figure(title, theirs, show(challenger), note)

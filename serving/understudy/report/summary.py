@@ -40,6 +40,7 @@ class ChallengerSummary:
     Attributes:
         name: as in status.
         compared: exchanges behind these figures.
+        missing: exchanges that the challenger left unanswered; they are in none of these figures.
         exact_match_fraction: answers whose token ids are all the champion's.
         token_agreement_mean: equal positions over the longer answer.
         champion_accuracy: over labelled exchanges; shown where no accuracy gate is set.
@@ -66,6 +67,7 @@ class ChallengerSummary:
 
     name: str
     compared: int = 0
+    missing: int = 0
     exact_match_fraction: float | None = None
     token_agreement_mean: float | None = None
     champion_accuracy: float | None = None

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from understudy.judge.base import is_exchange, is_missing
 from understudy.meter.gaps import quantile_s
 from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
@@ -58,6 +59,7 @@ class Tally:
     logprob: Sums = field(default_factory=Sums)
     kl_forward: Sums = field(default_factory=Sums)
     kl_backward: Sums = field(default_factory=Sums)
+    missing: int = 0
     tokens: int = 0
     draft: DraftCounts | None = None
     champion_ttft_ms: deque[float] = field(default_factory=_times)
@@ -71,7 +73,8 @@ class Tally:
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
-        """One compared exchange."""
+        """One exchange that ended. Figures are of what was compared; of the rest, what is owed is counted."""
+        self.missing += is_exchange(exchange, ending) and is_missing(ending)
         if ending.state is not State.COMPARED or ending.challenger is None or ending.comparison is None:
             return
         values, challenger = ending.comparison.values, ending.challenger
@@ -122,6 +125,7 @@ class Tally:
         return ChallengerSummary(
             name=self.name,
             compared=self.compared,
+            missing=self.missing,
             exact_match_fraction=self.exact.mean,
             token_agreement_mean=self.agreement.mean,
             champion_logprob_mean=self.logprob.mean,

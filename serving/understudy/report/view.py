@@ -110,7 +110,7 @@ def _challenger(
         gates=gates,
         figures=(
             *_figures(summary, gates),
-            *number_figures(summary.numbers),
+            *number_figures(summary.numbers, summary.missing),
             *divergence_figures(summary),
             *floor_figures(summary.floor),
             *cost_figures(meter, name),
