@@ -320,3 +320,38 @@ def test_an_object_store_that_fails_while_it_is_read_is_an_os_error(faulty: type
 def test_an_object_store_is_asked_each_time_because_other_processes_write_in_it() -> None:
     for store in (RemoteStore("memory://listed"), RemoteStore("memory://listed").inside("replica-0")):
         assert store._fs.dircache.use_listings_cache is False
+
+
+@in_loop
+async def test_a_replica_more_than_there_were_to_be_takes_the_first_free_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    spec = RecordSpec(url=str(tmp_path))
+
+    async def seated(seat: int) -> tuple[Archive, dict[str, Any]]:
+        recording = Recording.of(spec, f"replica-{seat}")
+        archive = await Archive.open(recording.log, describe, (), Guard(), recording)
+        archive.take_up()
+        archive.control("pause", {})
+        counts: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        archive.keep_opening(counts.set_result)
+        return archive, {} if archive.status()["recording"] else dict(await counts)
+
+    first, _ = await seated(0)
+    second, _ = await seated(1)
+    first.accepted(exchange("x1"), ["rival"], {"rival": 1})
+    third, counts = await seated(0)  # of three replicas where there were to be two
+    assert (third.status()["recording"], counts) == (True, {})
+    assert (tmp_path / "replica-2").is_dir()
+    await third.close()
+    await first.close()
+    successor, counts = await seated(1)  # the first that is free is the one that ended: it goes on counting there
+    assert counts["rival"].sampled == 1
+    await successor.close()
+    await second.close()
+    rows = query(tmp_path, "SELECT writer, num_lost FROM controls WHERE action = 'recording_resumed' ORDER BY writer")[
+        1
+    ]
+    assert rows == [("replica-0", 1), ("replica-2", 1)]

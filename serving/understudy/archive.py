@@ -11,13 +11,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from understudy.config import RecordSpec
-from understudy.errors import RecordError
+from understudy.errors import Locked, RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
@@ -37,6 +38,8 @@ PUBLISHED_MAX_AGE_S = 60.0
 REPLAY_BATCH = 20
 OPEN_AGAIN_S = (0.0, 1.0, 4.0)
 OPEN_LATER_S = 10.0
+ELSEWHERE_AFTER = 6  # turns of it: a minute is what Ray gives a replica to end, and its successor wants its folder
+MAX_SEATS = 10_000
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -82,6 +85,7 @@ class Archive:
         self._comparing: asyncio.Task[None] | None = None
         self._num_unrecorded = 0
         self._open_keeper: Callable[[], RecordKeeper] | None = None
+        self._opener: Callable[[Recording], RecordKeeper] | None = None
         self._opening: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -97,16 +101,9 @@ class Archive:
         Where it cannot be opened the champion serves all the same; status says so.
         """
         why_not, how = "", recording or Recording.at(folder)
-        open_keeper = partial(
-            _open,
-            None if recording is None else recording.spec,
-            folder,
-            describe_parameters=describe_parameters,
-            rollout=how.rollout,
-            privacy=how.privacy,
-            store=how.store,
-            signer=how.signer,
-        )
+        spec = None if recording is None else recording.spec
+        opener = partial(_opened, spec, describe_parameters)
+        open_keeper = partial(opener, how if recording is not None else replace(how, log=folder))
         for wait_s in OPEN_AGAIN_S:  # a replica that is being replaced may hold the folder a little longer
             await asyncio.sleep(wait_s)
             try:
@@ -115,7 +112,7 @@ class Archive:
                 log.warning("the record cannot be opened: %s", fault)
                 why_not = f"nothing is recorded: {fault}"
         archive = Archive(None, why_not, gates, guard, recording)
-        archive._open_keeper = open_keeper
+        archive._open_keeper, archive._opener = open_keeper, opener
         return archive
 
     def keep_opening(self, restore: Callable[[Mapping[str, Counts]], None]) -> None:
@@ -126,15 +123,39 @@ class Archive:
     async def _open_later(
         self, open_keeper: Callable[[], RecordKeeper], restore: Callable[[Mapping[str, Counts]], None]
     ) -> None:
-        while self._keeper is None:
+        for turn in count(1):
             await asyncio.sleep(OPEN_LATER_S)
             try:
                 self._keeper = await asyncio.to_thread(open_keeper)
             except (RecordError, OSError) as fault:
                 self._why_not = f"nothing is recorded: {fault}"
+                if isinstance(fault, Locked) and turn >= ELSEWHERE_AFTER:
+                    with self._guard("record"):
+                        self._keeper = await asyncio.to_thread(self._open_elsewhere)
+            if self._keeper is not None:
+                break
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
+
+    def _open_elsewhere(self) -> RecordKeeper | None:
+        """In the first replica's folder that nobody holds: more replicas live than there were to be (autoscaling).
+
+        Raises:
+            RecordError, OSError: it cannot be opened.
+        """
+        if self._recording is None or self._opener is None:
+            return None
+        for number in range(MAX_SEATS):
+            other = self._recording.beside(f"replica-{number}")
+            try:
+                keeper = self._opener(other)
+            except Locked:
+                continue
+            log.warning("%s has a writer for good: recording in %s", self._recording.log, other.log)
+            self._recording = other
+            return keeper
+        return None
 
     def take_up(self, resends: Collection[State] = ()) -> Mapping[str, Counts]:
         """The counts of earlier runs by challenger, with what they left unfinished ended as expired.
@@ -396,11 +417,20 @@ class Archive:
         return batch if read else None
 
 
-def _open(spec: RecordSpec | None, folder: Path, **how: Any) -> RecordKeeper:
+def _opened(
+    spec: RecordSpec | None, describe_parameters: Callable[[Any], Mapping[str, Any]], how: Recording
+) -> RecordKeeper:
     """Raises RecordError, OSError."""
     if spec is not None:
         keep_rule(spec)
-    return RecordKeeper.open(folder, **how)
+    return RecordKeeper.open(
+        how.log,
+        describe_parameters=describe_parameters,
+        rollout=how.rollout,
+        privacy=how.privacy,
+        store=how.store,
+        signer=how.signer,
+    )
 
 
 def from_view(view: Mapping[str, Any]) -> tuple[Exchange, dict[str, Ending]]:

@@ -42,6 +42,13 @@ class Recording:
     signer: Signer | None = None
     spec: RecordSpec = field(default_factory=RecordSpec)
 
+    def beside(self, writer: str) -> Recording:
+        """The same for another writer."""
+        store = (
+            LocalStore(self.spec.folder / writer) if is_local(self.spec.url) else store_at(self.spec.url).inside(writer)
+        )
+        return replace(self, writer=writer, log=self.spec.folder / writer, store=store)
+
     def of_rollout(self, rollout: str) -> Recording:
         """The same, for what is compared now."""
         return replace(self, rollout=rollout)
