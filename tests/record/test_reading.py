@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from understudy.errors import RecordError
 from understudy.record import Control, Event, RecordKeeper, RecordReader
-from understudy.record.index import Index
-from understudy.record.lines import frame, segment_path
+from understudy.record.index import Index, Places
+from understudy.record.lines import Place, frame, segment_path
+from understudy.record.schema import Head
 from understudy.record.sources import Source
 from understudy.types import State
 
@@ -121,6 +123,32 @@ def test_the_index_is_bounded_and_what_it_forgot_is_still_found(tmp_path: Path) 
         assert ids(found) == [f"ex-{number}"]
         assert (found[0]["challengers"]["b"]["state"], len(found[0]["feedback"])) == ("compared", 1)
     keeper.close()
+
+
+def test_the_garbage_collector_has_nothing_to_walk_in_an_index() -> None:
+    index = Index()
+
+    def tell(numbers: range) -> None:
+        for number in numbers:
+            index.add(
+                Head("accepted", exchange_id=f"ex-{number}", request_id=f"chat-{number}"), Place(1, 2**40 + number)
+            )
+            index.add(Head("ended", exchange_id=f"ex-{number}"), Place(1, 2**41 + number))
+            index.add(Head("feedback", id=f"chat-{number}"), Place(2, 2**42 + number))
+
+    tell(range(10))
+    before = num_tracked()
+    tell(range(10, 3010))
+    assert num_tracked() - before < 30  # five an exchange are 15,000, and a pause of ms
+    assert index.find("chat-2000", 1)[0] == Places(
+        Place(1, 2**40 + 2000), (Place(1, 2**41 + 2000),), (Place(2, 2**42 + 2000),)
+    )
+
+
+def num_tracked() -> int:
+    for _ in range(3):
+        gc.collect()
+    return len(gc.get_objects())
 
 
 def test_an_index_that_forgot_only_exchanges_knows_that_it_did(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 Bounded: the oldest exchange is forgotten when a new one comes. What is forgotten is still in the log;
 reading.py scans for it. Not thread-safe.
+
+It holds texts, bytes and plain tuples of them, which the garbage collector does not walk, and no other objects: five
+for each exchange made every full collection stop the answers, for 60 ms with 20,000 exchanges (measured).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, TypeAlias
 
 from understudy.record.lines import Place
 from understudy.record.schema import Head
@@ -25,11 +29,9 @@ class Places:
     feedback: tuple[Place, ...]
 
 
-@dataclass(slots=True)
-class _Entry:
-    accepted: Place
-    ids: tuple[str, ...]
-    ended: list[Place] = field(default_factory=list)
+PLACE: Final = Struct("<qq")
+Packed: TypeAlias = bytearray
+"""Places one after the other, each as its segment and its offset."""
 
 
 class Index:
@@ -37,11 +39,13 @@ class Index:
 
     def __init__(self, max_exchanges: int = MAX_EXCHANGES) -> None:
         self._max_exchanges = max_exchanges
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._by_other_id: dict[str, list[str]] = {}
+        self._entries: OrderedDict[str, tuple[Packed, tuple[str, ...]]] = OrderedDict()
+        """By exchange: accepted and what ended, and its other ids."""
+        self._by_other_id: dict[str, str | list[str]] = {}
+        """One exchange as it is, several in a list."""
         # By the id that the user gave, not by exchange: it may come before the exchange is recorded, and the
         # exchanges that carry a client's id (one for each attempt) may be recorded before and after it.
-        self._feedback: OrderedDict[str, list[Place]] = OrderedDict()
+        self._feedback: OrderedDict[str, Packed] = OrderedDict()
         self.is_complete = True
         """Whether nothing was forgotten to stay bounded, so that what is not here is nowhere."""
 
@@ -58,21 +62,22 @@ class Index:
                 self._accept(head, place)
             case "ended":
                 if entry := self._entries.get(head.exchange_id):
-                    entry.ended.append(place)
+                    entry[0].extend(PLACE.pack(*place))
             case "feedback":
-                self._feedback.setdefault(head.id, []).append(place)
+                self._feedback.setdefault(head.id, bytearray()).extend(PLACE.pack(*place))
                 while len(self._feedback) > self._max_exchanges:
                     self._feedback.popitem(last=False)
                     self.is_complete = False
 
     def find(self, id: str, max_found: int) -> list[Places]:
         """The newest exchanges with this id, newest first."""
-        ids = [id] if id in self._entries else self._by_other_id.get(id, [])
-        return [self._places(self._entries[exchange_id]) for exchange_id in ids[: -max_found - 1 : -1]]
+        ids = id if id in self._entries else self._by_other_id.get(id, [])
+        ids = [ids] if isinstance(ids, str) else ids
+        return [self._places(exchange_id) for exchange_id in ids[: -max_found - 1 : -1]]
 
     def pop(self, exchange_id: str) -> Places:
         """Forget one exchange, which is here, on purpose."""
-        places = self._places(self._entries[exchange_id])
+        places = self._places(exchange_id)
         self._forget(exchange_id)
         return places
 
@@ -84,22 +89,34 @@ class Index:
         exchange_id = head.exchange_id
         if exchange_id in self._entries:
             self._forget(exchange_id)  # the same id again: the newest one counts
-        others = {id for id in (head.request_id, head.client_request_id) if id} - {exchange_id}
-        self._entries[exchange_id] = _Entry(place, (exchange_id, *others))
+        others = tuple({id for id in (head.request_id, head.client_request_id) if id} - {exchange_id})
+        self._entries[exchange_id] = (bytearray(PLACE.pack(*place)), others)
         for other_id in others:
-            self._by_other_id.setdefault(other_id, []).append(exchange_id)
+            known = self._by_other_id.setdefault(other_id, exchange_id)
+            if isinstance(known, list):
+                known.append(exchange_id)
+            elif known != exchange_id:
+                self._by_other_id[other_id] = [known, exchange_id]
         while len(self._entries) > self._max_exchanges:
             self._forget(next(iter(self._entries)))
             self.is_complete = False
 
     def _forget(self, exchange_id: str) -> None:
-        _, *others = self._entries.pop(exchange_id).ids
+        _, others = self._entries.pop(exchange_id)
         for other_id in others:
-            ids = self._by_other_id[other_id]
-            ids.remove(exchange_id)
-            if not ids:
+            known = self._by_other_id[other_id]
+            if isinstance(known, list):
+                known.remove(exchange_id)
+            if known in (exchange_id, []):
                 del self._by_other_id[other_id]
 
-    def _places(self, entry: _Entry) -> Places:
-        feedback = sorted(place for id in entry.ids for place in self._feedback.get(id, ()))
-        return Places(entry.accepted, tuple(entry.ended), tuple(feedback))
+    def _places(self, exchange_id: str) -> Places:
+        packed, others = self._entries[exchange_id]
+        accepted, *ended = _unpacked(packed)
+        given = (self._feedback.get(id) for id in (exchange_id, *others))
+        feedback = sorted(place for each in given if each is not None for place in _unpacked(each))
+        return Places(accepted, tuple(ended), tuple(feedback))
+
+
+def _unpacked(places: Packed) -> list[Place]:
+    return [Place(*each) for each in PLACE.iter_unpack(places)]
