@@ -21,6 +21,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,10 @@ from understudy.errors import ConfigError, EngineDead
 log = logging.getLogger(__name__)
 BACKLOG = 65_535
 """Connections that wait while a replica is replaced; the kernel allows net.core.somaxconn, which is 4096 by default."""
-ACCEPT_AT_ONCE = 256
-"""In one turn of the event loop; with more in the backlog the next turn goes on."""
+ADMIT_AT_ONCE = 32
+"""Connections that the server takes on in one turn of the event loop, so that answers go on streaming in between."""
+READ_S = 0.1
+"""For the requests of those that were accepted last: uvicorn closes at once who asks for nothing."""
 MAX_FILES = 65_535
 """As vLLM's own server: a connection for each request that waits."""
 DRAIN_S = 50.0
@@ -175,13 +178,16 @@ class _Accepting(uvicorn.Server):
 
     uvloop accepts one connection in a turn of the event loop, and a turn that streams many answers takes long. Under
     pressure the backlog is then full, the kernel answers with SYN cookies, and resets the clients that believed them.
+    Here what came waits in the process, at the price of a file descriptor.
     """
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
         super().__init__(config)
         self._listening = listening
-        self._connecting: set[asyncio.Task[Any]] = set()
+        self._waiting: deque[socket.socket] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._accepts = False
+        self._admits = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -197,7 +203,10 @@ class _Accepting(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._accepts = False
         asyncio.get_running_loop().remove_reader(self._listening)
-        await asyncio.gather(*self._connecting, return_exceptions=True)  # uvicorn ends what is connected
+        while self._waiting:
+            self._admit()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        await asyncio.sleep(READ_S)
         await super().shutdown(sockets)
 
     def _watch(self) -> None:
@@ -205,22 +214,34 @@ class _Accepting(uvicorn.Server):
             asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
+        """Take all that waits in the kernel."""
         loop = asyncio.get_running_loop()
-        for _ in range(ACCEPT_AT_ONCE):
+        while True:
             try:
                 connection, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except ConnectionAbortedError:  # it left while it waited
                 continue
             except OSError as fault:
                 log.warning("cannot accept for now: %s", fault)  # too many open files, most likely
                 loop.remove_reader(self._listening)
                 loop.call_later(RETRY_S, self._watch)
-                return
-            connecting = loop.create_task(self._connect(connection))
+                break
+            self._waiting.append(connection)
+        if not self._admits:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Some of those that wait become connections of the server, and in the next turn more."""
+        loop = asyncio.get_running_loop()
+        for _ in range(min(ADMIT_AT_ONCE, len(self._waiting))):
+            connecting = loop.create_task(self._connect(self._waiting.popleft()))
             self._connecting.add(connecting)
             connecting.add_done_callback(self._connecting.discard)
+        self._admits = bool(self._waiting)
+        if self._admits:
+            loop.call_soon(self._admit)
 
     async def _connect(self, connection: socket.socket) -> None:
         loop, config = asyncio.get_running_loop(), self.config
