@@ -36,8 +36,6 @@ BACKLOG = 65_535
 """Connections that wait while a replica is replaced; the kernel allows net.core.somaxconn, which is 4096 by default."""
 ADMIT_AT_ONCE = 32
 """Connections that the server takes on in one turn of the event loop, so that answers go on streaming in between."""
-READ_S = 0.1
-"""For the requests of those that were accepted last: uvicorn closes at once who asks for nothing."""
 MAX_FILES = 65_535
 """As vLLM's own server: a connection for each request that waits."""
 DRAIN_S = 50.0
@@ -206,7 +204,6 @@ class _Accepting(uvicorn.Server):
         while self._waiting:
             self._admit()
         await asyncio.gather(*self._connecting, return_exceptions=True)
-        await asyncio.sleep(READ_S)
         await super().shutdown(sockets)
 
     def _watch(self) -> None:
