@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import random
 
-from understudy.meter.gaps import added, bucket_of, gaps_between, middle_s, quantile_s
+from understudy.meter.gaps import added, gaps_between, middle_s, quantile_s
+
+
+def bucket_of(gap_s: float) -> int:
+    ((bucket, _),) = gaps_between([0.0, gap_s])
+    return bucket
 
 
 def test_a_gap_is_read_back_within_five_percent() -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -412,14 +413,16 @@ def refuse_token_parameters(parameters: SamplingParams) -> None:
 
 def to_answer(outputs: list[CompletionOutput]) -> Answer:
     """One Answer from the deltas, or the one final output, of one completion. Copies; call it off the answer's path."""
-    token_ids = tuple(token for output in outputs for token in output.token_ids)
-    logprobs: list[float] = []
-    for output in outputs:
-        for row, token in zip(output.logprobs or (), output.token_ids, strict=False):
-            logprobs.append(row[token].logprob)
+    token_ids = tuple(chain.from_iterable([output.token_ids for output in outputs]))
+    logprobs = [
+        row[token].logprob
+        for output in outputs
+        if output.logprobs
+        for row, token in zip(output.logprobs, output.token_ids, strict=False)
+    ]
     return Answer(
         token_ids=token_ids,
-        text="".join(output.text for output in outputs),
+        text="".join([output.text for output in outputs]),
         finish_reason=outputs[-1].finish_reason,
         logprobs=tuple(logprobs) if len(logprobs) == len(token_ids) and logprobs else None,
     )
