@@ -220,13 +220,13 @@ def test_nobody_touched_it(url: str, key: str, tmp_path: Path) -> None:
     run = CliRunner().invoke
     done = run(cli, ["audit", "verify", url, "--public-key", key])
     assert (done.exit_code, "nothing was found" in done.output) == (0, True), done.output
-    logs = {path: path.read_bytes() for path in (Path(url) / "replica-0").glob("segment-*.jsonl")}
-    log, before = next((path, content) for path, content in logs.items() if b'"label":"refund"' in content)
-    log.write_bytes(before.replace(b'"label":"refund"', b'"label":"defund"'))
+    log = max((Path(url) / "replica-0").glob("segment-*.jsonl"))  # a file before it may have been sealed
+    before = log.read_bytes()
+    log.write_bytes(before.replace(b'"action":"stop"', b'"action":"halt"'))
     done = run(cli, ["audit", "verify", url, "--public-key", key])
     log.write_bytes(before)
     assert done.exit_code == 1
-    assert "(feedback" in done.output
+    assert "(control halt)" in done.output
     assert "changed" in done.output
 
 
