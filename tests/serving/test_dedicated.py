@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from tests.serving import faults
 from tests.serving.models import make
 from tests.serving.process import Running, is_free, marked_processes, running, wait_for
 
@@ -163,3 +164,54 @@ def test_a_model_on_two_devices_answers_and_is_compared(
         assert rival["weights"]["own_bytes"] > 0
         (seen,) = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()["exchanges"]
         assert seen["comparisons"]["rival"]["values"]["exact_match"] == 1.0
+
+
+def alone(folder: Path, **limits: float) -> dict[str, Any]:
+    """A champion and its rival with limits of the shadow's."""
+    models = make(folder / "models")
+    return {
+        "champion": {"model": models["llama"], "name": "champ", "engine_args": SMALL},
+        "challenger": {"model": models["qwen2"], "name": "rival", "engine_args": SMALL},
+        "placement": "dedicated",
+        "shadow": {"limits": limits},
+        "auth": {"shadow_key": "secret"},
+        "record": {"url": str(folder / "record")},
+    }
+
+
+@pytest.mark.chaos
+def test_a_challenger_that_hangs_is_ended_by_itself_and_the_champion_answers_meanwhile(tmp_path: Path) -> None:
+    environment = faults.prepare(tmp_path)
+    with running(alone(tmp_path, hang_s=5), tmp_path, environment=environment) as server:
+        expected = ask(server).choices[0].message.content
+        settled(server)
+        champion, _ = engine_pids(server)
+        faults.inject(tmp_path, "rival", "hang")
+        answers = [ask(server)]
+        while status_of(server)["challengers"][0]["ready"]:  # it hangs, and nobody has ended it yet
+            answers.append(ask(server))
+        assert {answer.choices[0].message.content for answer in answers} == {expected}
+        assert len(answers) > 1
+        seen = status_of(server)["challengers"][0]
+        assert seen["detail"] == "it hung: it was in one step for 5 s, so its engine process was ended"
+        assert seen["quarantine"] is None
+        wait_for(lambda: engine_pids(server) == [champion], 30)
+        assert ask(server).choices[0].message.content == expected
+        counts = settled(server)["counts"]
+        assert (counts["compared"], *counts["failed"]) == (1, "engine_dead")
+        assert {"challenger_not_ready"} <= counts["shed"].keys() <= {"challenger_not_ready", "breaker_open"}
+        assert counts["sampled"] == len(answers) + 2 == sum_of_endings(counts)
+
+
+@pytest.mark.chaos
+def test_a_challenger_that_never_loads_is_ended_and_the_champion_serves(tmp_path: Path) -> None:
+    environment = faults.prepare(tmp_path)
+    faults.inject(tmp_path, "rival", "never_loads")
+    with running(alone(tmp_path, start_timeout_s=5), tmp_path, environment=environment) as server:
+        assert ask(server).choices[0].message.content
+        status = settled(server)
+        seen = status["challengers"][0]
+        assert (seen["ready"], seen["detail"], seen["quarantine"]) == (False, "it was not up within 5 s", None)
+        assert (status["phase"], status["counts"]["shed"]) == ("off", {"challenger_not_ready": 1})
+        assert len(engine_pids(server)) == 1
+        assert not (tmp_path / "record" / "quarantine.json").exists()
