@@ -1,6 +1,7 @@
 """Who sits in front while things break behind: clients that ask all the time and know what they must be answered.
 
-The answers are taken once with the shadow paused; whatever is broken afterwards, every answer must be those tokens.
+The answers are taken once of requests that are not shadowed; whatever is broken afterwards, every answer must be those
+tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 from tests.serving.process import Running, wait_for
 
@@ -61,6 +63,8 @@ class Audience:
     server: Running
     expected: dict[Ask, list[str]]
     wrong: list[str] = field(default_factory=list)
+    failed: list[str] | None = None
+    """Where requests may fail, as in ``may_fail``: how they did. An altered answer is wrong there, too."""
     num_answers: int = 0
     _leave: threading.Event = field(default_factory=threading.Event)
 
@@ -73,6 +77,16 @@ class Audience:
         wait_for(lambda: self.wrong or self.num_answers >= since + more, 60)
         assert not self.wrong, self.wrong[:5]
 
+    @contextlib.contextmanager
+    def may_fail(self) -> Iterator[list[str]]:
+        """For the time of the block, in which the replica is replaced. Gives how requests failed."""
+        failed: list[str] = []
+        self.failed = failed
+        try:
+            yield failed
+        finally:
+            self.failed = None
+
     def ask_until_told(self, first: int) -> None:
         """One client."""
         with openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
@@ -82,8 +96,11 @@ class Audience:
                 number += 1
                 try:
                     answer = ask.put(client)
-                except (openai.OpenAIError, OSError) as fault:
-                    self.wrong.append(f"{ask}: {type(fault).__name__}: {fault}")
+                except (openai.OpenAIError, httpx.HTTPError, OSError) as fault:
+                    if self.failed is None:
+                        self.wrong.append(f"{ask}: {type(fault).__name__}: {fault}")
+                    else:
+                        self.failed.append(word_for(fault))
                     self._leave.wait(0.2)
                     continue
                 if answer != self.expected[ask]:
@@ -100,6 +117,11 @@ class Audience:
                         self.wrong.append(f"counts do not add up: {each['counts']}")
 
 
+def word_for(fault: Exception) -> str:
+    """The HTTP status, or the error's name where there is none: the connection broke, or a stream ended in an error."""
+    return str(getattr(fault, "status_code", None) or type(fault).__name__)
+
+
 def adds_up(counts: dict[str, Any]) -> bool:
     """Law 4."""
     ended = counts["compared"] + counts["expired"] + counts["cancelled"]
@@ -108,12 +130,12 @@ def adds_up(counts: dict[str, Any]) -> bool:
 
 
 def expected_answers(server: Running) -> dict[Ask, list[str]]:
-    """With the shadow paused, one request at a time."""
-    server.post("pause")
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-        answers = {ask: ask.put(client) for ask in ASKS}
-    server.post("resume")
-    return answers
+    """Not shadowed, one request at a time. No pause: resuming would lift quarantines."""
+    off = {"x-understudy-shadow": "off"}
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60, default_headers=off
+    ) as client:
+        return {ask: ask.put(client) for ask in ASKS}
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def test_a_step_that_hangs_for_a_while(here: Drill) -> None:
 
 @dedicated_only
 def test_engine_processes_that_are_stopped_for_a_while_and_for_good(here: Drill) -> None:
-    """What is in the shared placement a hang of the champion's own process: tests/serving/test_quarantine.py."""
+    """What is in the shared placement a hang of the champion's own process: test_quarantine.py."""
     with here.watched():
         os.kill(here.pids["rival"], signal.SIGSTOP)
         os.kill(here.pids["stopped"], signal.SIGSTOP)

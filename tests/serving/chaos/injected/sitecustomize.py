@@ -1,16 +1,20 @@
 """Faults for a running server, switched on and off by a file. Python imports this where its folder is on PYTHONPATH.
 
-``UNDERSTUDY_CHAOS`` names the file; it holds the name of the fault that is on, or nothing. What a fault replaces is
-replaced when its module is imported, in whichever process that is, and asks the file each time it is called. Only the
-challengers are touched (cores and engines that are not called ``champ``), the comparators, the record and the metrics.
+``UNDERSTUDY_CHAOS`` names the file; it holds the name of the fault that is on and whom it hits, or nothing. What a
+fault replaces is replaced when its module is imported, in whichever process that is, and asks the file each time it is
+called. Only the challengers are touched (cores and engines that are not called ``champ``), the comparators, the record
+and the metrics. The faults in ``once`` happen a single time and empty the file: they may take the process with them,
+and its successor must not meet them again. They hit whom they name, the champion too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib.abc
 import importlib.util
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -57,13 +61,54 @@ def wait_while(name: str, who: str) -> None:
 # engine processes
 
 
+def hang() -> None:
+    """As native code does that holds the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def run_out_of_memory() -> None:
+    """As an allocation does."""
+    raise MemoryError("injected: no memory in a forward pass")
+
+
+def end_by(number: int) -> Callable[[], None]:
+    """The whole process, by a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+once: dict[str, Callable[[], None]] = {
+    "native_hang": hang,
+    "memory_error": run_out_of_memory,
+    "abort": os.abort,
+    "segfault": end_by(signal.SIGSEGV),
+    "kill": end_by(signal.SIGKILL),
+}
+
+
+def take_order(core: Any) -> None:
+    """A fault of ``once`` for this core: in its next forward pass, after the layers."""
+    name, target = fault()
+    if name in once and target == core.name:
+        with open(SWITCH, "w", encoding="utf-8"):  # noqa: PTH123
+            pass
+        model, compute_logits = core.runner.model, core.runner.model.compute_logits
+
+        def broken_logits(*args: Any, **kwargs: Any) -> Any:
+            model.compute_logits = compute_logits
+            once[name]()
+            return compute_logits(*args, **kwargs)
+
+        model.compute_logits = broken_logits
+
+
 def patch_core(module: Any) -> None:
-    """A challenger's step."""
+    """A step."""
     import torch
 
     step, build = module.Core.step, module.Core.__init__
 
     def broken_step(self: Any, max_tokens: int | None) -> int:
+        take_order(self)
         if self.name == CHAMPION:
             return int(step(self, max_tokens))
         if is_on("step_raises", self.name):
@@ -77,8 +122,10 @@ def patch_core(module: Any) -> None:
             time.sleep(SLOW_STEP_S)
         return int(step(self, max_tokens))
 
-    def built(self: Any, *args: Any, **kwargs: Any) -> None:
-        build(self, *args, **kwargs)
+    def built(self: Any, plan: Any, *args: Any, **kwargs: Any) -> None:
+        if is_on("never_loads", plan.name):
+            hang()
+        build(self, plan, *args, **kwargs)
         if self.name != CHAMPION:
             break_runner(self)
 
