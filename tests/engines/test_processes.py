@@ -114,6 +114,14 @@ async def test_ready_gives_each_cores_load_time_to_whoever_asks_however_often(tm
 
 
 @in_loop
+async def test_what_the_others_of_a_process_took_is_not_ones_own(tmp_path: Path) -> None:
+    async with started(tmp_path, UNTIL_STDIN_ENDS, "a", "b", "c") as watched:
+        for core, elapsed_s in enumerate((1.0, 20.0, 300.0)):
+            watched.process.flight.slice(core, elapsed_s, 1.0)
+        assert [watched.process.others_busy_s(name) for name in "abc"] == [320.0, 301.0, 21.0]
+
+
+@in_loop
 async def test_a_core_that_fails_leaves_the_others(tmp_path: Path) -> None:
     script = "send('ready', 'a', load_s=1.0); send('failed', 'b', error='MemoryError: too large')\n"
     async with started(tmp_path, script + UNTIL_STDIN_ENDS, "a", "b") as watched:

@@ -231,23 +231,23 @@ async def test_a_hanging_challenger_expires_at_the_deadline_and_its_work_is_abor
 
 
 @pytest.mark.parametrize(
-    ("own_s", "champion_s", "expected"),
+    ("own_s", "others_s", "expected"),
     [
-        (0.0, 1.0, "shed starved"),  # the champion never rested
+        (0.0, 1.0, "shed starved"),  # the champion never rested, or another challenger took as long
         (0.5, 1.0, "expired"),  # it had its share, and was too slow
         (0.0, 0.0, "expired"),  # nobody kept it from working
     ],
 )
 @in_loop
 async def test_a_challenger_without_device_time_is_starved_and_not_to_blame(
-    own_s: float, champion_s: float, expected: str
+    own_s: float, others_s: float, expected: str
 ) -> None:
     engine = WatchedEngine(gate=asyncio.Event())
     async with running(engine, spec=shadow_spec(deadline_s=0.02, breaker_faults=1)) as stage:
         stage.lane.offer(Offer())
         await engine.called("generate")
         stage.clock.advance(1.0)
-        engine.use = DeviceUse(own_s, champion_s)
+        engine.use = DeviceUse(own_s, others_s)
         (ending,) = await stage.ear.hears(1)
         assert word(ending) == expected
         assert (stage.lane.sides["fake"].breaker.state == "closed") is (expected == "shed starved")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.serving import faults
+from tests.serving.chaos.drill import injected
 from tests.serving.models import make
 from tests.serving.process import Running, is_free, marked_processes, running, wait_for
 
@@ -181,12 +181,13 @@ def alone(folder: Path, **limits: float) -> dict[str, Any]:
 
 @pytest.mark.chaos
 def test_a_challenger_that_hangs_is_ended_by_itself_and_the_champion_answers_meanwhile(tmp_path: Path) -> None:
-    environment = faults.prepare(tmp_path)
-    with running(alone(tmp_path, hang_s=5), tmp_path, environment=environment) as server:
+    switch = tmp_path / "fault"
+    with running(alone(tmp_path, hang_s=5), tmp_path, environment=injected(switch)) as server:
         expected = ask(server).choices[0].message.content
         settled(server)
         champion, _ = engine_pids(server)
-        faults.inject(tmp_path, "rival", "hang")
+        switch.with_suffix(".new").write_text("native_hang rival")
+        switch.with_suffix(".new").rename(switch)
         answers = [ask(server)]
         while status_of(server)["challengers"][0]["ready"]:  # it hangs, and nobody has ended it yet
             answers.append(ask(server))
@@ -205,9 +206,9 @@ def test_a_challenger_that_hangs_is_ended_by_itself_and_the_champion_answers_mea
 
 @pytest.mark.chaos
 def test_a_challenger_that_never_loads_is_ended_and_the_champion_serves(tmp_path: Path) -> None:
-    environment = faults.prepare(tmp_path)
-    faults.inject(tmp_path, "rival", "never_loads")
-    with running(alone(tmp_path, start_timeout_s=5), tmp_path, environment=environment) as server:
+    switch = tmp_path / "fault"
+    switch.write_text("never_loads rival")
+    with running(alone(tmp_path, start_timeout_s=5), tmp_path, environment=injected(switch)) as server:
         assert ask(server).choices[0].message.content
         status = settled(server)
         seen = status["challengers"][0]

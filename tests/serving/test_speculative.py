@@ -272,6 +272,31 @@ def test_every_parameter_gives_what_it_gives_without_a_draft_alone_and_in_one_ba
     assert {n for n in names if "seed" in QUESTIONS[n] or "logit_bias" in QUESTIONS[n]} == set(names) - with_drafts
 
 
+def test_each_of_several_answers_has_its_own_draft(engines: Engines) -> None:
+    """Unseeded, at vLLM's lowest temperature: nearly the likeliest answers. Of three drafts one is right, in turn."""
+    asked = prompts(24, seed=6)
+    greedy = sampling(ignore_eos=True)
+    right = said(generate(engines.get("challenger"), asked, greedy))
+    wrong = tuple(reversed(range(100, 124)))
+    parameters = [
+        speculate.with_draft(
+            sampling(n=3, temperature=0.01, ignore_eos=True),
+            [right[number] if index == number % 3 else wrong for index in range(3)],
+        )
+        for number in range(len(asked))
+    ]
+    outputs = generate(engines.get("challenger", speculative=True), asked, parameters)
+    accepted = {True: 0, False: 0}
+    for number, output in enumerate(outputs):
+        assert [len(each.token_ids) for each in output.outputs] == [24] * 3
+        for each in output.outputs:
+            histogram = each.spec_decode_metrics.histogram
+            accepted[each.index == number % 3] += sum(length * steps for length, steps in enumerate(histogram))
+    most = 24 * 23  # tokens of one answer of each prompt, but for the last, which the step says by itself
+    assert accepted[True] > 0.5 * most, accepted
+    assert accepted[False] < 0.05 * 2 * most, accepted
+
+
 # Sampled output
 
 SAMPLED: tuple[dict[str, Any], ...] = (

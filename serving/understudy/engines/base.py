@@ -23,14 +23,14 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """Seconds of device time so far: an engine's own, and the champion's on the same device (0.0 on another)."""
+    """Seconds of device time so far: an engine's own, and that of all others on the same device, the champion's too."""
 
     own_s: float = 0.0
-    champion_s: float = 0.0
+    others_s: float = 0.0
 
     def was_starved(self, before: DeviceUse, elapsed_s: float) -> bool:
-        """Whether since ``before`` the champion had most of the device and this engine next to nothing of it."""
-        return self.champion_s - before.champion_s > 0.5 * elapsed_s and self.own_s - before.own_s < 0.1 * elapsed_s
+        """Whether since ``before`` others had most of the device and this engine next to nothing of it."""
+        return self.others_s - before.others_s > 0.5 * elapsed_s and self.own_s - before.own_s < 0.1 * elapsed_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,10 @@ class EngineProcess:
         """What the core has done so far; needs no answer from the process."""
         return self.flight.steps(self.index(name))
 
+    def others_busy_s(self, name: str) -> float:
+        """Seconds that all the other cores of the process have been at work."""
+        return sum(self.flight.busy_s(index) for index, spec in enumerate(self.specs) if spec.name != name)
+
     def activity(self) -> Activity:
         """What its driver is doing now; needs no answer from the process."""
         return self.flight.activity(time.monotonic())

@@ -151,8 +151,7 @@ async def connect_challenger(
     steps = partial(process.steps, spec.name)
     speculative = speculate.speculates(spec.engine_args)
     engine = VllmEngine(model, llm, champion_tokenizer, load_s, traffic, metrics, steps, speculative=speculative)
-    if process.has_champion:
-        engine.champion_steps = partial(process.steps, process.specs[0].name)
+    engine.others_busy_s = partial(process.others_busy_s, spec.name)
     engine.weights = process.weights.get(spec.name, {})
     deaths.listen(spec.name, engine.died)
     await engine.warm_up()
@@ -179,7 +178,7 @@ class VllmEngine:
         self.steps = steps
         self.load_s = load_s
         self.weights: Mapping[str, int] = {}
-        self.champion_steps: Callable[[], Steps] = Steps
+        self.others_busy_s: Callable[[], float] = float
         self.traffic = traffic or Traffic()
         self.metrics = metrics or CollectorRegistry()
         self.speculative = speculative
@@ -270,7 +269,7 @@ class VllmEngine:
 
     def device_use(self) -> DeviceUse:
         """From the flight recorder, too."""
-        return DeviceUse(self.steps().busy_s, self.champion_steps().busy_s)
+        return DeviceUse(self.steps().busy_s, self.others_busy_s())
 
     async def close(self) -> None:
         """Close the client; the engine process is closed by its owner."""

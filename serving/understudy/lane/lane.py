@@ -434,7 +434,7 @@ class Lane:
             if isinstance(fault, TimeoutError) and deadline.expired():  # ours, not one of the engine
                 if side.engine.device_use().was_starved(before, self._clock() - began_s):
                     side.breaker.abandoned()  # it is not to blame
-                    return Ending(State.SHED, "starved", "the champion left it no time on the device")
+                    return Ending(State.SHED, "starved", "the other models left it no time on the device")
                 side.breaker.failed("no answer before the deadline")
                 return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
             with self.guard(f"shadow {side.engine.name}"):

@@ -131,15 +131,19 @@ def drill(
         "shadow": {"limits": dict(limits)},
         "record": {"url": str(folder / "record")},
     }
-    python_path = os.pathsep.join([str(INJECTED), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"UNDERSTUDY_CHAOS": str(switch), "PYTHONPATH": python_path}
     with (
         small_disk(folder / "record"),
-        running(config, folder, environment=environment) as server,
+        running(config, folder, environment=injected(switch)) as server,
         seated(server) as audience,
     ):
         pids = engine_pids(server, ["champ", *(name for name, _ in challengers)])
         yield Drill(server, audience, switch, config, pids)
+
+
+def injected(switch: Path) -> dict[str, str]:
+    """The environment of a server whose processes look into ``switch`` for their fault."""
+    python_path = os.pathsep.join([str(INJECTED), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"UNDERSTUDY_CHAOS": str(switch), "PYTHONPATH": python_path}
 
 
 def engine_pids(server: Running, names: Sequence[str]) -> dict[str, int]:
