@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from understudy.config import parse
 from understudy.errors import ConfigError, Refused
+from understudy.record.codec import without_surrogates
 
 MAX_REASON: Final = 1000
 OF_THE_ROLE: Final = ("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs")
@@ -35,11 +36,12 @@ class Promotion:
 
     @staticmethod
     def read(body: Mapping[str, Any]) -> Promotion:
-        """From the body of a request.
+        """From the body of a request, with U+FFFD for each half of a surrogate pair that stands alone.
 
         Raises:
             ConfigError: naming the key, the value and the rule.
         """
+        body = without_surrogates(dict(body))
         unknown = sorted(body.keys() - set(Promotion.__slots__))
         if unknown:
             raise ConfigError(f"{unknown[0]}: unknown key; known here: {', '.join(Promotion.__slots__)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,11 +81,12 @@ async def ask(
     *,
     key: str | None = None,
     peer: str = "127.0.0.1",
+    server: str = "http://localhost:8000",
     **more: Any,
 ) -> httpx.Response:
     app = build(shadow or FakeShadow(), key)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(peer, 4000))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url=server) as client:
         return await client.request(method, path, **more)
 
 
@@ -183,6 +185,23 @@ async def test_a_promotion_and_its_refusals() -> None:
     for fault, status in ((Refused("b is NO-GO now"), 409), (RecordError("the disk is full"), 503)):
         refused = await ask("POST", "/shadow/promote", FakeShadow(fault=fault), json={"challenger": "b"})
         assert str(fault) in openai_error(refused, status)
+
+
+@in_loop
+async def test_half_a_surrogate_pair_is_entered_as_u_fffd_or_named() -> None:
+    """JSON can say it, UTF-8 cannot: the entry would be written, and the answer to it be a 500."""
+    shadow = FakeShadow()
+    for name, wanted in (
+        ("despite", Promotion("b", "we\ufffd")),
+        ("config_sha256", Promotion("b", None, "we\ufffd")),
+    ):
+        body = json.dumps({"challenger": "b", name: "we\ud800"})
+        assert (await ask("POST", "/shadow/promote", shadow, content=body)).status_code == 200
+        assert shadow.asked.pop() == wanted
+    unknown = await ask("POST", "/shadow/promote", shadow, content=json.dumps({"challenger": "b", "we\ud800": 1}))
+    assert "we\ufffd: unknown key" in openai_error(unknown, 400)
+    nobody = await ask("POST", "/shadow/promote", shadow, content=json.dumps({"challenger": "we\ud800"}))
+    assert nobody.json() == {"promoted": "we\ufffd", "entry": {"challenger": "we\ufffd"}}
 
 
 @pytest.mark.parametrize("wanted", ["x-1", "chatcmpl-1-0", "with/slash"])
@@ -355,13 +374,29 @@ async def test_without_a_key_only_this_machine_is_served(method: str, path: str)
     assert not shadow.asked
     with_key = {"authorization": "Bearer secret"}
     assert (await ask(method, path, shadow, peer="10.1.2.3", key="secret", headers=with_key)).status_code != 403
-    assert (await ask(method, path, shadow, peer="::1")).status_code != 403
+    for peer in ("::1", "::ffff:127.0.0.1"):
+        assert (await ask(method, path, shadow, peer=peer)).status_code != 403
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@in_loop
+async def test_without_a_key_a_name_that_only_leads_to_this_machine_is_not_served(method: str, path: str) -> None:
+    """DNS rebinding: a page's own name, which now leads here, is of one origin with /shadow to the browser."""
+    shadow = FakeShadow()
+    for host in ("evil.example:8000", "localhost.evil.example", "10.1.2.3:8000", "[::1", ""):
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert repr(host) in openai_error(await ask(method, path, shadow, headers=headers), 403)
+    assert not shadow.asked
+    with_key = {"authorization": "Bearer secret", "host": "shadow.example"}
+    assert (await ask(method, path, shadow, key="secret", headers=with_key)).status_code != 403
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "[::ffff:127.0.0.1]"):
+        assert (await ask(method, path, shadow, server=f"http://{host}")).status_code != 403
 
 
 @in_loop
 async def test_without_a_key_another_sites_page_gives_no_orders() -> None:
     shadow = FakeShadow()
-    for origin in ("https://example.com", "null", "http://test:81"):
+    for origin in ("https://example.com", "null", "http://localhost:81"):
         assert origin in openai_error(await ask("POST", "/shadow/pause", shadow, headers={"origin": origin}), 403)
     assert not shadow.asked
-    assert (await ask("POST", "/shadow/pause", shadow, headers={"origin": "http://test"})).status_code == 200
+    assert (await ask("POST", "/shadow/pause", shadow, headers={"origin": "http://localhost:8000"})).status_code == 200

@@ -22,6 +22,7 @@ from understudy.record import Feedback, parse_feedback
 
 MAX_FEEDBACK_BYTES = 1_000_000
 ACTOR_HEADER, MAX_ACTOR = b"x-understudy-actor", 100
+MAX_SHOWN = 100
 
 
 class Shadow(Protocol):
@@ -142,7 +143,8 @@ def guarded(handler: Handler, key: str | None) -> Handler:
 
     ``understudy serve`` refuses to listen elsewhere without a key. With ``serve run`` and ``serve deploy`` the address
     is Ray's, whose default is every interface, and what /shadow shows are users' prompts. A browser on this machine
-    sends what any page tells it to: it says which page that was.
+    sends what any page tells it to: it says which page that was. A page whose name leads to this machine (DNS
+    rebinding) is of the same origin as /shadow: it is known by the name in Host, which must be this machine's own.
     """
     if key is None:
         return partial(_for_this_machine, handler)
@@ -177,10 +179,22 @@ def actor_of(request: Request, key: str | None) -> str:
 async def _for_this_machine(handler: Handler, request: Request) -> Response:
     if request.client is not None and not is_loopback(request.client.host):
         return error(403, "/shadow is for this machine only, unless it has a key of its own (auth.shadow_key)")
+    host = request.headers.get("host", "")
+    if not is_loopback(host_name(host)):
+        rule = "must be localhost or a loopback address, unless /shadow has a key of its own (auth.shadow_key)"
+        return error(403, f"Host: {host[:MAX_SHOWN]!r} {rule}")
     origin = request.headers.get("origin")
-    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != host:
         return error(403, f"/shadow takes no orders from a page of {origin}, unless it has a key (auth.shadow_key)")
     return await handler(request)
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without the port; empty where there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -188,7 +202,8 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return False
 
