@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -164,6 +166,46 @@ def test_the_command_prints_nothing_but_the_configuration(server: Server, config
     assert "Give --config" in run(server).stdout
 
 
+def test_nothing_is_entered_unless_its_configuration_can_be_written(
+    server: Server, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for folder in ("no-folder", config.name):
+        with pytest.raises(ConfigError, match=rf"--out: .*{folder}/new.yaml cannot be written, and nothing is entered"):
+            run(server, "--config", str(config), "--out", str(tmp_path / folder / "new.yaml"))
+    with monkeypatch.context() as patched:
+        patched.setattr("understudy.record.store.open_private", full)
+        with pytest.raises(ConfigError, match=r"--out: .*No space left"):
+            run(server, "--config", str(config), "--out", str(tmp_path / "new.yaml"))
+    assert server.asked == []
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(UnderstudyError, match="it is entered, and --out"):
+            run(server, "--config", str(config), "--out", str(tmp_path / "new.yaml"))
+    assert len(server.asked) == 1
+    (left,) = set(tmp_path.iterdir()) - {config}  # it is entered: the configuration is not thrown away
+    assert yaml.safe_load(left.read_text()) == swapped(CONFIG, "small")
+
+
+def test_the_configuration_replaces_what_a_link_leads_to_and_goes_through_a_pipe(
+    server: Server, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old.yaml").write_text("from before")
+    (tmp_path / "link.yaml").symlink_to("old.yaml")
+    run(server, "--config", str(config), "--out", str(tmp_path / "link.yaml"))
+    assert (tmp_path / "link.yaml").is_symlink()
+    assert yaml.safe_load((tmp_path / "old.yaml").read_text()) == swapped(CONFIG, "small")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run(server, "--config", str(config), "--out", str(tmp_path / "pipe"))
+        assert yaml.safe_load(os.read(reader, 65_536).decode()) == swapped(CONFIG, "small")
+    finally:
+        os.close(reader)
+
+
 def test_what_is_refused_writes_nothing(server: Server, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.yaml"
     server.answer = (409, {"error": {"message": "small is NO-GO now"}})
@@ -172,7 +214,11 @@ def test_what_is_refused_writes_nothing(server: Server, config: Path, tmp_path: 
     server.answer = (503, {"error": {"message": "the disk is full"}})
     with pytest.raises(UnderstudyError, match=r"503.*the disk is full"):
         run(server, "--config", str(config), "--out", str(out))
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == [config]
+    out.write_text("from before")
+    with pytest.raises(UnderstudyError, match="the disk is full"):
+        run(server, "--config", str(config), "--out", str(out))
+    assert out.read_text() == "from before"
     num_asked = len(server.asked)
     with pytest.raises(ConfigError, match=r"--out.*is --config"):
         run(server, "--config", str(config), "--out", str(config))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,8 @@ def command(
         raw = read_yaml(config)
         asked["config_sha256"] = config_digest(parse(raw))
         text = _yaml(swapped(raw, challenger), config, challenger)
-    entry = _post(url, key, by, asked)
+    with _ready(text, out):
+        entry = _post(url, key, by, asked)
     despite_what = "" if entry["verdict"]["verdict"] == "GO" else f", despite {entry['verdict']['verdict']}"
     say = _say(text, out)
     say(f"{challenger} is promoted{despite_what}; the entry is in the record of rollout {entry['rollout']}.")
@@ -65,14 +69,48 @@ def _yaml(raw: dict[str, Any], config: Path, challenger: str) -> str:
     return head + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
-def _say(text: str, out: Path | None) -> Any:
-    """Write the configuration; what else there is to say goes to stderr where that is on stdout."""
+@contextmanager
+def _ready(text: str, out: Path | None) -> Iterator[None]:
+    """Write the configuration beside ``out`` before the body, and move it there after: an entry is not taken back.
+
+    For its owner alone (0600): it may have keys in it. Where the body raises, ``out`` is as it was.
+
+    Raises:
+        ConfigError: it cannot be written; the body has not run.
+        UnderstudyError: it cannot be moved; the message says where it is.
+    """
+    from understudy.errors import ConfigError, UnderstudyError
     from understudy.record.store import open_private
 
-    if out is not None:
-        with open_private(out) as file:  # it may have keys in it
-            file.write(text)
-    elif text:
+    if out is None:
+        yield
+        return
+    if out.exists() and not out.is_file():  # such as /dev/stdout: nothing can be beside it
+        yield
+        out.write_text(text, encoding="utf-8")
+        return
+    target = out.resolve()
+    fresh = target.with_name(f"{target.name}.{os.getpid()}.new")
+    try:
+        try:
+            with open_private(fresh) as file:
+                file.write(text)
+        except OSError as fault:
+            raise ConfigError(f"--out: {out} cannot be written, and nothing is entered: {fault}") from fault
+        yield
+    except BaseException:
+        with suppress(OSError):  # it may not be there
+            fresh.unlink()
+        raise
+    try:
+        fresh.replace(target)
+    except OSError as fault:
+        raise UnderstudyError(f"it is entered, and --out: {out} cannot be written ({fault}): {fresh} is it") from fault
+
+
+def _say(text: str, out: Path | None) -> Any:
+    """Print the configuration where it goes to no file; what else there is to say goes to stderr then."""
+    if text and out is None:
         click.echo(text, nl=False)
     return lambda words: click.echo(words, file=sys.stderr if text and out is None else None)
 
