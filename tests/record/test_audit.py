@@ -204,6 +204,17 @@ def test_a_row_of_a_sealed_segment(folder: Path, what: str) -> None:
     assert any(word in one for one in findings(folder)), findings(folder)
 
 
+def test_what_was_erased_before_there_were_all_columns(folder: Path) -> None:
+    """Files of an earlier version lack a column; what is said of their tombstones is the same."""
+    path, rows, schema = parquet(folder)
+    erase(rows)
+    of_then = pa.schema([field for field in schema if field.name != "actor"])
+    assert len(of_then) == len(schema) - 1
+    pq.write_table(pa.Table.from_pylist(rows, schema=of_then), path)
+    (found,) = findings(folder)
+    assert found.endswith("record 1: its document is gone, and no entry says that it was erased")
+
+
 def test_a_file_that_is_gone_and_one_that_cannot_be_read(folder: Path) -> None:
     path, _, _ = parquet(folder)
     path.write_bytes(b"PAR1")

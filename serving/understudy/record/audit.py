@@ -175,7 +175,7 @@ class _Auditor:
 
     def _columns(self, row: Mapping[str, Any], document: bytes | None, where: str) -> None:
         if document is None:
-            left = [name for name in _FROM_DOCUMENT if row[name] is not None and name != "document"]
+            left = [name for name in _FROM_DOCUMENT if row.get(name) is not None and name != "document"]
             if left:
                 self._find(f"{where}: record {row['n']} was erased and still has {', '.join(left)}")
             return
