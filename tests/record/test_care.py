@@ -22,6 +22,7 @@ from understudy.record import Accepted, Control, Event, Feedback, RecordKeeper, 
 from understudy.record.audit import audit
 from understudy.record.care import adopt, adopted, care, erase_now, needs_care, root_of
 from understudy.record.lines import segments
+from understudy.record.manifest import write_manifest
 from understudy.record.recording import Recording
 from understudy.record.signing import make_key
 from understudy.record.sources import Source
@@ -278,6 +279,23 @@ def test_retention_removes_segments_and_keeps_manifests_and_counts(spec: RecordS
     assert ids(spec.url) == ["ex-9"]  # which was in the newest file
     with adopted(recording) as enter:
         assert care(recording, enter)["removed"] == 0
+
+
+def test_a_time_of_the_next_century_does_not_keep_what_follows(spec: RecordSpec) -> None:
+    """Manifests of earlier versions have a client's times as they came."""
+    recording = Recording.of(replace(spec, retention="30d"), "replica-0")
+    fill(recording)
+    with adopted(recording) as enter:
+        assert care(replace(recording, spec=spec), enter)["removed"] == 0  # no retention
+    source = Source(recording.log, recording.store)
+    before = source.sealed()
+    manifest = source.manifest(before[0])
+    of_then = replace(manifest, last_unix_s=4e9, sealed_unix_s=manifest.last_unix_s + 60.0)
+    write_manifest(recording.store, of_then)
+    assert needs_care(recording)
+    with adopted(recording) as enter:
+        assert care(recording, enter)["removed"] > 2
+    assert not list(Path(spec.url).rglob(f"segments/**/{before[0]:08d}.parquet"))
 
 
 def test_an_orphaned_log_is_adopted_and_a_living_one_is_not(spec: RecordSpec) -> None:

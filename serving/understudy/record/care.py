@@ -124,7 +124,8 @@ def _expired(source: Source, oldest_unix_s: float) -> Iterator[Manifest]:
     names = (path.rpartition("/")[2].removesuffix(".parquet") for path in source.store.list("segments"))
     for number in sorted({int(name) for name in names if name.isdecimal()} & sealed):
         manifest = source.manifest(number)
-        if manifest.last_unix_s >= oldest_unix_s:
+        # Earlier versions took a client's word for a time, and one of the next century would keep all after it.
+        if min(manifest.last_unix_s, manifest.sealed_unix_s) >= oldest_unix_s:
             return
         yield manifest
 
