@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from understudy.errors import RecordError
-from understudy.record import RecordKeeper, World, WriterLimits, decode, encode
+from understudy.record import Control, RecordKeeper, World, WriterLimits, decode, encode
 from understudy.record.lines import links_of
 from understudy.record.log import SegmentLog
 
@@ -405,6 +405,65 @@ def test_an_event_that_cannot_be_written_is_counted_and_the_others_are_kept(
         assert keeper.num_lost == 1
         assert "an event cannot be recorded: Accepted" in caplog.text
     assert [id for id in ids(tmp_path) if id] == ["ex-1", "ex-1"]
+
+
+def entries(folder: Path) -> list[str]:
+    return [one["action"] for one in map(decode, whole_lines(folder)) if one["kind"] == "control"]
+
+
+def test_what_was_lost_before_an_entry_is_not_taken_for_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FakeDisk()
+    disk.may_sync.clear()
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+        keeper.append(accepted(0))
+        keeper._writer._wake.set()
+        disk.is_in_sync.wait()
+        for number in range(1, 151):
+            keeper.append(accepted(number))
+        disk.may_sync.set()
+        keeper.enter(Control("promote", 1.0))  # the queue is full, and no flush() has spoken of the 50
+        broken: Any = replace(accepted(2), exchange=replace(exchange(2), champion=None))  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            patched.setattr(keeper, "health", lambda: (keeper.append(broken) or True, ""))
+            keeper.enter(Control("retention", 2.0))  # something is lost between its beginning and its end
+        assert keeper.num_lost == 51
+        with pytest.raises(RecordError, match="51 events were lost"):
+            flush(keeper)
+        assert sorted(entries(tmp_path)) == ["promote", "recording_resumed", "recording_resumed", "retention"]
+    assert open_and_verify(tmp_path) == 101 + 4
+
+
+def test_an_entry_that_is_refused_is_never_made(tmp_path: Path) -> None:
+    disk = FakeDisk(free_bytes=0)
+    with keeping(tmp_path, disk=disk.seams()) as keeper:
+        keeper.append(accepted(0))
+        with pytest.raises(RecordError, match="space"):
+            flush(keeper)
+        with pytest.raises(RecordError, match=r"nothing is recorded: recording is off: .*space"):
+            keeper.enter(Control("promote", 1.0))
+        disk.free_bytes = 1 << 20
+        flush(keeper)
+        broken: Any = replace(accepted(2), exchange=replace(exchange(2), champion=None))  # type: ignore[arg-type]
+        with pytest.raises(RecordError, match="it cannot be recorded: Accepted"):
+            keeper.enter(broken)
+        assert keeper.num_lost == 1
+        keeper.enter(Control("pause", 1.0))
+        keeper.close()
+        with pytest.raises(RecordError, match="it was closed"):
+            keeper.enter(Control("promote", 1.0))
+    assert sorted(entries(tmp_path)) == ["pause", "recording_resumed"]
+
+
+def test_an_entry_at_which_the_store_fails_is_told(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    with keeping(tmp_path, disk=disk.seams()) as keeper:
+        disk.broken = {"sync": errno.EIO}
+        with pytest.raises(RecordError, match="recording is off"):
+            keeper.enter(Control("promote", 1.0))
+        disk.broken = {}
+    assert entries(tmp_path) == ["promote"]  # it waited, like any other
 
 
 def test_a_cancelled_flush_and_a_closed_loop_harm_nobody(tmp_path: Path) -> None:

@@ -8,17 +8,23 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from understudy.errors import RecordError
-from understudy.record.schema import Head
+from understudy.record.schema import Event, Head
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flush:
-    """Somebody on an event loop who waits until everything before this is on disk."""
+    """Somebody on an event loop who waits until everything before this is on disk.
+
+    Attributes:
+        loop, done: theirs.
+        event: written with it, however full the queue is; they hear of its loss alone, and not of what was lost before.
+    """
 
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
+    event: Event | None = None
 
     def settle(self, error: RecordError | None) -> None:
         """Let them go on, from any thread. The first time counts."""

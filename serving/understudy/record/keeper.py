@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from understudy.errors import RecordError
 from understudy.record.backlog import Flush
 from understudy.record.index import MAX_EXCHANGES, Index
 from understudy.record.lines import Place
@@ -136,12 +137,17 @@ class RecordKeeper:
     def enter(self, event: Event) -> None:
         """Make an event durable now, and begin a new file: all before it can be sealed. Blocks; not on an event loop.
 
+        What was lost before does not matter here, for the caller would think that this was, and enter it again.
+
         Raises:
-            RecordError: as flush().
+            RecordError: it is not durable. Where recording is off, it will not be; where the store fails at this very
+                event, it waits to be written like any other.
         """
+        recording, why_not = self.health()
+        if not recording:
+            raise RecordError(f"nothing is recorded: {why_not}")
         self._writer.begin_file()
-        self.append(event)
-        asyncio.run(self.flush())
+        asyncio.run(self._flush(event))
 
     async def flush(self) -> None:
         """Return when everything appended before is on disk.
@@ -150,9 +156,12 @@ class RecordKeeper:
             RecordError: it is not: recording is off (the events still wait to be written), the writer is not
                 running, or events were lost that no flush() has spoken of yet.
         """
+        await self._flush()
+
+    async def _flush(self, event: Event | None = None) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._writer.flush(Flush(loop, done))
+        self._writer.flush(Flush(loop, done, event))
         await done
 
     def health(self) -> tuple[bool, str]:

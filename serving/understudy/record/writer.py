@@ -210,13 +210,16 @@ class Writer:
         while num_queued and self._backlog.num_bytes < max_bytes:
             num_queued -= 1
             item = self._queue.popleft()
-            if isinstance(item, Flush):
+            if not isinstance(item, Flush):
+                self._push(item)
+            elif item.event is None or self._push(item.event):
                 self._backlog.last().flushes.append(item)
             else:
-                self._push(item)
+                item.settle(RecordError(f"it cannot be recorded: {type(item.event).__name__}; the log says why"))
         return num_queued
 
-    def _push(self, event: Event) -> None:
+    def _push(self, event: Event) -> bool:
+        """Whether it makes a record."""
         group = self._backlog.last()
         start = len(group.lines)
         heads: list[Head] = []
@@ -225,9 +228,10 @@ class Writer:
         except Exception:
             logger.exception("an event cannot be recorded: %s", type(event).__name__)
             self._lose(1)
-            return
+            return False
         group.starts.append(start)
         group.heads += heads
+        return True
 
     def _write_group(self, num_queued: int) -> tuple[bool, int]:
         """Whether the first group is on disk, and how many are still to be encoded: meanwhile the next group was."""
@@ -250,7 +254,7 @@ class Writer:
             self._on_disk(group.heads, places)
         self._backlog.pop()
         for flush in group.flushes:
-            flush.settle(self._news_of_loss())
+            flush.settle(self._news_of_loss() if flush.event is None else None)
         return True, num_queued
 
     def _turn_off(self, error: OSError) -> None:
@@ -283,7 +287,7 @@ class Writer:
             item = self._queue.popleft()
             if isinstance(item, Flush):
                 self._backlog.last().flushes.append(item)
-            else:
+            if not isinstance(item, Flush) or item.event is not None:
                 self._lose(1)
 
     def _not_running(self) -> RecordError:
