@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from tests.builders import exchange, in_loop
 
-from understudy.archive import Archive
+from understudy.archive import REPLAY_BATCH, Archive
 from understudy.browse.select import Filters
-from understudy.errors import RecordError
+from understudy.compare import Comparators
+from understudy.config import parse
+from understudy.engines.fake import FakeEngine
+from understudy.engines.placements import Engines
+from understudy.engines.quarantine import Quarantine
+from understudy.errors import RecordError, Refused
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
-from understudy.record import Feedback, RecordReader, scan
+from understudy.promotion import Promotion
+from understudy.record import Feedback, RecordKeeper, RecordReader, scan
 from understudy.record.chat import label_of
 from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.record.sql import query
+from understudy.server import Server
 from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
 
 GATES = (Gate("accuracy", 0.2, pattern=r"label: (\w+)", min_units=20),)
@@ -267,3 +276,112 @@ async def test_what_must_not_be_done_without_its_entry_is_told_when_there_is_non
     await first.close()
     with pytest.raises(RecordError):
         await first.enter("promote", {}, {}, "ann")
+
+
+async def record_that_turns(folder: Path) -> None:
+    """Two batches that say GO alone, and after them what makes it NO-GO."""
+    first = await opened(folder)
+    first.take_up()
+    await fill(first, 2 * REPLAY_BATCH)
+    for number in range(2 * REPLAY_BATCH, 8 * REPLAY_BATCH):
+        first.accepted(asked(number), ["rival"], {"rival": number + 1})
+        first.ended(asked(number), "rival", compared("label: other"))
+        await first.feedback(Feedback(f"x{number}", "billing", 1.0))
+    await first.close()
+
+
+def serving(archive: Archive, folder: Path) -> Server:
+    """The real server over a fake engine."""
+    config = parse({"champion": {"model": "lead"}, "challengers": [{"model": "rival", "name": "rival"}]})
+    engine, guard = FakeEngine("rival"), Guard()
+    engines = Engines(None, [engine], [], str(folder / "sockets"), asyncio.Event(), Quarantine(None), folder)
+    return Server(config, engines, archive, guard, Comparators(config.compare, guard))
+
+
+def before_reading(monkeypatch: pytest.MonkeyPatch, exchange_number: int, then: Callable[[], None]) -> None:
+    real = RecordKeeper.iterate
+
+    def iterate(self: RecordKeeper) -> Iterator[dict[str, Any]]:
+        for number, view in enumerate(real(self)):
+            if number == exchange_number:
+                then()
+            yield view
+
+    monkeypatch.setattr(RecordKeeper, "iterate", iterate)
+
+
+def gone(*_: object) -> NoReturn:
+    raise OSError("the disk is gone")
+
+
+@in_loop
+async def test_nothing_is_promoted_before_all_of_the_record_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record_that_turns(tmp_path)
+    half_way, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        half_way.set()
+        go_on.wait()
+
+    before_reading(monkeypatch, 2 * REPLAY_BATCH, hold)
+    again = await opened(tmp_path)
+    server = serving(again, tmp_path)
+    try:
+        again.take_up()
+        await asyncio.to_thread(half_way.wait)
+        assert again.verdicts(["rival"], idle=True)["rival"]["verdict"] == "GO"
+        for promotion in (Promotion("rival"), Promotion("rival", "I say so")):
+            with pytest.raises(Refused, match="the record of earlier runs is still being read"):
+                await server.promote(promotion, "ann")
+    finally:
+        go_on.set()
+    await again.replayed.wait()
+    assert not again.incomplete
+    with pytest.raises(Refused, match="rival is NO-GO now"):
+        await server.promote(Promotion("rival"), "ann")
+    assert query(tmp_path, "SELECT action FROM controls WHERE action = 'promote'")[1] == []
+    await again.close()
+
+
+@pytest.mark.parametrize("what", ["exchanges", "feedback"])
+@in_loop
+async def test_a_record_that_was_not_read_to_its_end_promotes_only_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    await record_that_turns(tmp_path)
+    if what == "exchanges":
+        before_reading(monkeypatch, 2 * REPLAY_BATCH, gone)
+    else:
+        real, faults = RecordReader.feedback, [gone]  # the first time only: the exchanges need it too
+
+        def feedback(self: RecordReader) -> Any:
+            return (faults.pop() if faults else real)(self)
+
+        monkeypatch.setattr(RecordReader, "feedback", feedback)
+    again = await opened(tmp_path)
+    server = serving(again, tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert again.status()["incomplete"] is True
+    with pytest.raises(Refused, match="could not be read to its end"):
+        await server.promote(Promotion("rival"), "ann")
+    entry = await server.promote(Promotion("rival", "I know the rest"), "ann")
+    assert entry["verdict"]["verdict"] == ("GO" if what == "exchanges" else "NO-GO")
+    assert query(tmp_path, "SELECT action FROM controls WHERE action = 'promote'")[1] == [("promote",)]
+    await again.close()
+
+
+@in_loop
+async def test_what_was_read_before_the_record_failed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    await fill(first, REPLAY_BATCH + 10)
+    await first.close()
+    before_reading(monkeypatch, REPLAY_BATCH + 5, gone)
+    again = await opened(tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == REPLAY_BATCH + 5
+    await again.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import RecordSpec
-from understudy.errors import Locked, RecordError
+from understudy.errors import Locked, RecordError, Refused
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
@@ -54,6 +54,7 @@ class Archive:
         guard: the lane's.
 
     Attributes:
+        incomplete: the replay could not read all of the record, and verdicts are with less.
         sent_again: endings of an interrupted run whose exchanges are sent again, by state.
     """
 
@@ -66,6 +67,7 @@ class Archive:
         recording: Recording | None = None,
     ) -> None:
         self.replayed = asyncio.Event()
+        self.incomplete = False
         self._keeper = keeper
         self._why_not = why_not
         self._guard = guard
@@ -205,6 +207,22 @@ class Archive:
             raise RecordError(self._why_not)
         await self.replayed.wait()
 
+    def check_whole(self, *, despite: bool) -> None:
+        """That nothing is decided on a part of the evidence, which may say GO where all of it does not.
+
+        Raises:
+            Refused: the record of earlier runs is not judged yet, or could not be read to its end (unless ``despite``).
+        """
+        if self._keeper is None:
+            return  # and there is nothing to enter it in
+        if not self.replayed.is_set():
+            raise Refused("the record of earlier runs is still being read: the verdict is not whole yet")
+        if self.incomplete and not despite:
+            raise Refused(
+                "the record of earlier runs could not be read to its end, the server's log says why: the verdict is "
+                "with less (whoever decides all the same gives a reason: despite)"
+            )
+
     # what people ask and tell
 
     async def find(self, any_id: str) -> list[Mapping[str, Any]]:
@@ -304,6 +322,7 @@ class Archive:
             "recording": recording,
             "detail": detail,
             "replayed": self.replayed.is_set(),
+            "incomplete": self.incomplete,
             "lost": self._keeper.num_lost + recovery.num_lost,
             "rollout": self._rollout,
             "other_rollouts": self.num_other_rollouts,
@@ -398,15 +417,19 @@ class Archive:
         assert self._keeper is not None
         with self._guard("replay"):
             return [one for one in map(from_json, self._keeper.reader.feedback()) if isinstance(one, Feedback)]
+        self.incomplete = True
         return []
 
     def _next_batch(
         self, views: Iterator[dict[str, Any]]
     ) -> list[tuple[str, Exchange, dict[str, Ending], Feedback | None]] | None:
         """Some exchanges with their rollouts and labels; None at the end."""
-        read: list[dict[str, Any]] = []
+        read, is_cut_off = list[dict[str, Any]](), True
         with self._guard("replay"):  # a record that cannot be read any further leaves the verdict with less
-            read = list(islice(views, REPLAY_BATCH))
+            for view in islice(views, REPLAY_BATCH):
+                read.append(view)  # one by one: what was read before it failed counts
+            is_cut_off = False
+        self.incomplete |= is_cut_off
         batch = []
         for view in read:
             with self._guard("replay"):  # one exchange that cannot be read is no reason to lose the others

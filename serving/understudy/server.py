@@ -246,11 +246,13 @@ class Server:
 
         Raises:
             KeyError: no challenger has that name.
-            Refused: its verdict is no GO and no reason was given, or this server runs another configuration.
+            Refused: its verdict is no GO and no reason was given, this server runs another configuration, or what
+                earlier runs recorded is not judged yet.
             RecordError: the entry cannot be made durable.
         """
         if asked.challenger not in self._lane.sides:
             raise KeyError(asked.challenger)
+        self._archive.check_whole(despite=asked.despite is not None)
         verdicts = self._archive.verdicts(self._lane.sides, idle=True)
         detail = promotion.decided(asked, verdicts[asked.challenger], self._identity)
         await self._archive.enter("promote", self._lane.offered(), detail, actor)
