@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ from understudy.record import Control, Feedback, scan
 from understudy.record.audit import audit
 from understudy.record.chat import label_of, messages_of
 from understudy.record.columns import COLUMNS
-from understudy.record.given import enter, pending, read
+from understudy.record.given import enter, pending, read, send
 from understudy.record.lines import segment_path
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
@@ -322,6 +323,23 @@ def test_of_a_files_labels_the_last_word_stands_and_the_same_file_again_changes_
     assert enter(str(url), read(tmp_path / "f.jsonl")) == (0, [])
     assert enter(str(url), [Feedback("ex-2", "b", 1.0)]) == (1, [])  # news of long ago
     assert label("ex-2") == "a"
+    mixed = [Feedback("ex-8", word, at) for word, at in (("a", 10.0), ("a", 30.0), ("b", 20.0))]
+    assert enter(str(url), mixed) == (3, [])
+    assert label("ex-8") == "a"
+    assert enter(str(url), mixed) == (0, [])
     now = [Feedback("ex-6", word, 20.0) for word in "aba"]  # no times: those of a file are all read now
     assert enter(str(url), now) == (3, [])
     assert label("ex-6") == "a"
+
+
+def test_a_files_labels_reach_a_server_in_the_order_of_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, float]] = []
+
+    def post(self: httpx.Client, url: str, json: dict[str, Any]) -> httpx.Response:
+        sent.append((json["label"], json["at_unix_s"]))
+        return httpx.Response(200, json={"known": True})
+
+    monkeypatch.setattr(httpx.Client, "post", post)
+    mixed = [Feedback("ex-8", word, at) for word, at in (("a", 10.0), ("a", 30.0), ("b", 20.0), ("c", 20.0))]
+    assert send("http://server", None, mixed) == (4, [])
+    assert sent == [("a", 10.0), ("b", 20.0), ("c", 20.0), ("a", 30.0)]

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +79,11 @@ def read(path: Path) -> list[Feedback]:
     return found
 
 
+def in_order(given: Iterable[Feedback]) -> list[Feedback]:
+    """By ``at_unix_s``, equal ones as they came: what repeats what stands is left out, so it must not come early."""
+    return sorted(given, key=attrgetter("at_unix_s"))
+
+
 def send(url: str, key: str | None, given: Iterable[Feedback]) -> tuple[int, list[str]]:
     """Give it to a running server: how many, and the ids it does not know (yet).
 
@@ -90,7 +95,7 @@ def send(url: str, key: str | None, given: Iterable[Feedback]) -> tuple[int, lis
     num_sent, unknown = 0, []
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     with httpx.Client(headers=headers, timeout=60) as client:
-        for one in given:
+        for one in in_order(given):
             body = {"request_id": one.id, "label": one.label or None, "value": one.value, "name": one.name or None}
             try:
                 answer = client.post(f"{url}/shadow/feedback", json=body | {"at_unix_s": one.at_unix_s})
@@ -138,7 +143,7 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
     keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store, privacy=privacy)
     num_new, unknown = 0, []
     try:
-        for one in given:
+        for one in in_order(given):
             id, label, name = privacy.id(one.id), privacy.label(one.label), privacy.label(one.name)
             if id not in ids:
                 unknown.append(one.id)
