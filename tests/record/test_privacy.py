@@ -194,6 +194,43 @@ def test_a_prompt_of_token_ids_is_a_text_that_nobody_knows(tmp_path: Path, promp
     assert (found["champion"]["prompt_token_ids"], found["champion"]["num_prompt_tokens"]) == ([], 3)
 
 
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ({"requests": [{"prompt": [777, 888]}]}, {"requests": [{"prompt": None}]}),
+        ({"input": {"prompt_token_ids": [777, 888]}}, {"input": {"prompt_token_ids": None}}),
+        ([{"prompt": [[777, 888]], "stop_token_ids": [5]}], [{"prompt": None, "stop_token_ids": [5]}]),
+        (
+            {"messages": [{"content": [{"type": "prompt_embeds", "data": "AA888"}, {"type": "text", "text": "hi"}]}]},
+            {"messages": [{"content": [{"type": "prompt_embeds", "data": None}, {"type": "text", "text": "hi"}]}]},
+        ),
+        ({"messages": [{"prompt_embeds": "AA888"}]}, {"messages": [{"prompt_embeds": None}]}),
+        ([777, 888], None),
+        ([[777, 888], "hi"], None),
+    ],
+)
+def test_a_prompt_in_numbers_is_found_however_deep(tmp_path: Path, body: Any, kept: Any) -> None:
+    event = accepted(1)
+    asked = replace(event.exchange.facts, body=json.dumps(body).encode())
+    event = replace(event, exchange=replace(event.exchange, facts=asked))
+    found, content = written(tmp_path, Privacy("redacted", (redact,), b"secret"), event)
+    assert b"888" not in content
+    assert (None if found["body"] is None else json.loads(found["body"])) == kept
+    assert found["champion"]["prompt_token_ids"] == []
+    assert (kept is None) == ("body_hmac" in found)
+
+
+def test_a_schema_of_numbers_is_no_prompt(tmp_path: Path) -> None:
+    event = accepted(1)
+    schema = {"properties": {"n": {"enum": [1, 2, None]}, "enum": {"type": "integer", "examples": [3]}}}
+    asked = {"messages": [{"content": "hi", "data": "x"}], "tools": [{"function": {"parameters": schema}}]}
+    facts = replace(event.exchange.facts, body=json.dumps(asked).encode())
+    event = replace(event, exchange=replace(event.exchange, facts=facts))
+    found, _ = written(tmp_path, Privacy("redacted", (redact,), b"secret"), event)
+    assert json.loads(found["body"]) == asked
+    assert found["champion"]["prompt_token_ids"] == [1, 2, 3]
+
+
 def test_a_body_that_is_clean_is_kept_and_read_again(tmp_path: Path) -> None:
     event = accepted(1)
     asked = {"messages": [{"content": "schön \ud800 \u2028"}], "temperature": 0.3333333333333333, "seed": 12345}

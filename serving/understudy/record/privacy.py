@@ -31,7 +31,10 @@ Redactor = Callable[[str], str]
 Mode = Literal["full", "redacted", "none"]
 REDACTION_FAILED = "redaction failed (%s); what it was to read is kept as hashes and metrics only (said once, counted)"
 MIN_DIGITS = 7  # a shorter number in a JSON body is no card and no phone
-NOT_TEXT = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")  # of the vocabulary, whatever was said
+NOT_TEXT = frozenset(
+    {"stop_token_ids", "allowed_token_ids", "logprob_token_ids"}
+)  # of the vocabulary, whatever was said
+OF_A_SCHEMA = frozenset({"enum", "examples"})  # may list numbers and nulls
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C; anything else is a client's text
 
 
@@ -211,9 +214,9 @@ class _Redaction:
             parsed = json.loads(body.encode("utf-8", "surrogateescape"))  # bytes: they may be UTF-16
         except (ValueError, RecursionError):
             return {"body": None, "body_hmac": self._pseudonym(body)}, False
-        walked = self._walk(parsed)
-        if isinstance(parsed, dict):
-            walked |= {self._text(name): None for name, value in parsed.items() if _is_in_numbers(name, value)}
+        if _is_in_numbers("", parsed):
+            return {"body": None, "body_hmac": self._pseudonym(body)}, False
+        walked = self._walk(_without_numbers(parsed))
         return {"body": _json(walked)}, bool(walked == parsed)
 
     def _walk(self, value: Any) -> Any:
@@ -238,11 +241,28 @@ def _without_ids(scores: Sequence[Mapping[str, Any]]) -> list[Document]:
     return [{name: () if name == "top1" else value for name, value in each.items()} for each in scores]
 
 
+def _without_numbers(value: Any) -> Any:
+    """A request, with null for every part of it, however deep, that is a prompt as token ids or as embeddings."""
+    match value:
+        case dict():
+            hidden = "data" if value.get("type") == "prompt_embeds" else None
+            return {
+                name: None if name == hidden or _is_in_numbers(name, each) else _without_numbers(each)
+                for name, each in value.items()
+            }
+        case list():
+            return [_without_numbers(each) for each in value]
+        case _:
+            return value
+
+
 def _is_in_numbers(name: str, value: Any) -> bool:
-    """Whether a part of a request is a prompt as token ids or as embeddings: no redactor can read it."""
+    """Whether a part of a request can be a prompt as token ids or as embeddings: no redactor can read it."""
     if name == "prompt_embeds":
         return value is not None
-    return name not in NOT_TEXT and isinstance(value, list) and any(not isinstance(one, str | dict) for one in value)
+    if name in NOT_TEXT or name in OF_A_SCHEMA or not isinstance(value, list):
+        return False
+    return any(not isinstance(one, str | dict) for one in value)
 
 
 def _json(value: Any) -> str:
