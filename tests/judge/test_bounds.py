@@ -166,3 +166,79 @@ def test_settling_does_not_look_at_sessions_that_cannot_be_complete_yet(monkeypa
     assert looked == []
     assert units_of(one).settle(1e6 + IDLE_S) == 0
     assert len(looked) == 50
+
+
+class _Arrival:
+    """What a session says depends on which of its exchanges count, and on their labels."""
+
+    def keep(self) -> None: ...
+
+    def read(self, kept: object, label: str | None) -> Reading:
+        assert isinstance(kept, float)
+        return Reading(0.0 if label is None else 1.0, kept / 1e5, kept / 1e5, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sessions_say_the_same_however_they_came_and_whenever_somebody_looked(seed: int) -> None:
+    dice, labels, told, now_s = random.Random(seed), dict[str, str](), dict[str, Entry](), 0.0
+    kept = Units([_Arrival()], labels, IDLE_S)  # type: ignore[list-item]
+    for number in range(300):
+        now_s += dice.uniform(0.0, 30.0)
+        ahead_s = dice.choice([0.0, 0.0, dice.uniform(-400.0, 0.0), dice.uniform(0.0, 200.0)])  # a clock was set
+        arrived_s = float(round(max(0.0, now_s + ahead_s), -1))  # with ties
+        told[f"{number}"] = Entry(arrived_s, f"s{dice.randrange(6)}-{number // 100}", (arrived_s,))
+        kept.add(f"{number}", told[f"{number}"])
+        if dice.random() < 0.3:
+            labelled = f"{dice.randrange(number + 1)}"
+            labels[labelled] = "x"
+            kept.relabel(labelled)
+        if dice.random() < 0.4:
+            fresh = Units([_Arrival()], labels, IDLE_S)  # type: ignore[list-item]
+            for name in dice.sample(list(told), len(told)):
+                fresh.add(name, told[name])
+            assert kept.settle(now_s) == fresh.settle(now_s)
+            assert kept.tallies == fresh.tallies
+
+
+def test_a_gap_that_is_known_completes_a_session_at_once_whatever_was_seen_before() -> None:
+    kept = Units([_Answered()], {}, IDLE_S)  # type: ignore[list-item]
+    kept.add("a", Entry(0.0, "s", (True,)))
+    kept.add("b", Entry(50.0, "s", (True,)))
+    assert kept.settle(70.0) == 1  # nothing to look at before 110
+    kept.add("c", Entry(200.0, "s", (True,)))  # the clock was set back
+    assert kept.settle(75.0) == 0
+
+
+def test_an_exchange_more_costs_the_same_however_long_its_session_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a session were asked for their arrival at each new one: 20,000 of one session took 41 s of the loop."""
+    looks, bursts = [0], [0]
+    arrived_at, first_burst = Units._arrived_at, Units._first_burst
+
+    def counted_look(self: Units, row: int) -> float:
+        looks[0] += 1
+        return arrived_at(self, row)
+
+    def counted_burst(self: Units, session: int, now_unix_s: float) -> tuple[list[int], bool]:
+        bursts[0] += 1
+        return first_burst(self, session, now_unix_s)
+
+    monkeypatch.setattr(Units, "_arrived_at", counted_look)
+    monkeypatch.setattr(Units, "_first_burst", counted_burst)
+    kept = Units([_Answered()], {}, IDLE_S)  # type: ignore[list-item]
+    for number in range(600):
+        kept.add(f"{number}", Entry(float(number), "s", (True,)))
+        kept.relabel(f"{number}")
+    assert looks[0] <= 5 * 600
+    for number in range(600, 1200):  # and somebody looks at the verdict each second
+        kept.add(f"{number}", Entry(float(number), "s", (True,)))
+        kept.relabel(f"{number}")
+        assert kept.settle(float(number)) == 1
+    assert bursts[0] <= 2 * 600 / IDLE_S
+    assert kept.settle(1200 + IDLE_S) == 0
+    looks[0] = bursts[0] = 0
+    for number in range(2000, 2600):  # after its gap
+        kept.add(f"{number}", Entry(float(number), "s", (True,)))
+        assert kept.settle(float(number)) == 0
+    assert bursts[0] == 0
+    assert looks[0] <= 5 * 600
+    assert kept.tallies[0].readings.total() == 1

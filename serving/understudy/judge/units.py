@@ -157,11 +157,11 @@ class Units:
         self._readings: Distinct[Readings] = Distinct()
         self._num_sessions = 0
         self._sessions: dict[str, int] = {}
-        self._members: dict[int, array[int]] = {}  # by session: rows
+        self._members: dict[int, array[int]] = {}  # by session: rows, the first arrival's at place 0
         self._names: dict[int, str] = {}
         self._open_sessions: dict[int, float] = {}  # and before when it cannot be complete
         self._due: list[tuple[float, int]] = []  # a heap of these
-        self._counted_sessions: dict[int, tuple[int, int]] = {}  # minute, number of its readings
+        self._counted_sessions: dict[int, tuple[int, int, float]] = {}  # minute, number of its readings, last arrival
         self._closed: set[str] = set()  # names of sessions whose exchanges were forgotten
         self._closed_in_order: deque[str] = deque()
 
@@ -177,15 +177,24 @@ class Units:
         self._arrived.append(entry.arrived_unix_s)
         self._kept.append(self._kept_values.hold(entry.kept))
         self._counted.append(NOT_COUNTED)
-        self._session.append(NOT_COUNTED if entry.session is None else self._join(entry.session, row))
-        self._renew(row)
+        if entry.session is None:
+            self._session.append(NOT_COUNTED)
+            self._count_alone(row)
+        else:
+            self._session.append(self._join(entry.session, row))
+            self._extend(self._session[-1], entry.arrived_unix_s)
         return self._forget_oldest() if len(self._rows) > self._max_exchanges else None
 
     def relabel(self, exchange_id: str) -> None:
         """The label of this exchange is new or has changed."""
         row = self._rows.get(exchange_id)
-        if row is not None:
-            self._renew(row)
+        if row is None:
+            return
+        session = self._session[row - self._base]
+        if session == NOT_COUNTED:
+            self._count_alone(row)
+        elif session in self._counted_sessions:  # else it is open, or closed
+            self._take_back(session)
 
     def settle(self, now_unix_s: float) -> int:
         """Count every session that is complete by now; returns how many are still open."""
@@ -206,7 +215,10 @@ class Units:
             session = self._sessions[name] = self._num_sessions
             self._num_sessions += 1
             self._names[session], self._members[session] = name, array("q")
-        self._members[session].append(row)
+        members = self._members[session]
+        members.append(row)
+        if self._arrived_at(row) < self._arrived_at(members[0]):
+            members[0], members[-1] = row, members[0]
         return session
 
     def _wait(self, session: int, due_unix_s: float) -> None:
@@ -216,7 +228,7 @@ class Units:
     def _count(self, session: int, burst: list[int]) -> None:
         del self._open_sessions[session]
         minute, number = self._minute(burst), self._reading_of(burst)
-        self._counted_sessions[session] = minute, number
+        self._counted_sessions[session] = minute, number, self._arrived_at(burst[-1])
         self._tally(minute, number, +1)
 
     def _first_burst(self, session: int, now_unix_s: float) -> tuple[list[int], bool]:
@@ -228,22 +240,28 @@ class Units:
                 return ordered[: index + 1], True
         return ordered, False
 
-    def _renew(self, row: int) -> None:
-        """Take the unit back; an exchange counts again at once, a session when it is settled."""
+    def _extend(self, session: int, arrived_unix_s: float) -> None:
+        """A session has this exchange too. What does not change when it is complete costs no look at the others."""
+        if session in self._counted_sessions:
+            if arrived_unix_s - self._counted_sessions[session][2] < self._session_idle_s:
+                self._take_back(session)
+            return  # else it comes after the gap
+        first_unix_s = self._arrived_at(self._members[session][0])
+        due_unix_s = self._open_sessions.get(session, math.inf)
+        within = first_unix_s < arrived_unix_s < due_unix_s  # then it is not complete any earlier
+        if not within and first_unix_s + self._session_idle_s < due_unix_s:
+            self._wait(session, first_unix_s + self._session_idle_s)
+
+    def _take_back(self, session: int) -> None:
+        """It counts again when it is settled."""
+        minute, number, _ = self._counted_sessions.pop(session)
+        self._tally(minute, number, -1)
+        self._readings.release(number)
+        self._wait(session, self._arrived_at(self._members[session][0]) + self._session_idle_s)
+
+    def _count_alone(self, row: int) -> None:
+        """An exchange without a session counts at once, in place of what it has counted before."""
         place = row - self._base
-        session = self._session[place]
-        if session != NOT_COUNTED:
-            members = self._members.get(session)
-            if members is None:
-                return  # it is closed
-            if session in self._counted_sessions:
-                minute, number = self._counted_sessions.pop(session)
-                self._tally(minute, number, -1)
-                self._readings.release(number)
-            due_unix_s = min(map(self._arrived_at, members)) + self._session_idle_s
-            if self._open_sessions.get(session, math.inf) > due_unix_s:
-                self._wait(session, due_unix_s)
-            return
         minute, before = self._minute([row]), self._counted[place]
         if before != NOT_COUNTED:
             self._tally(minute, before, -1)
