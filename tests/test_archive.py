@@ -133,6 +133,31 @@ async def test_one_unreadable_exchange_does_not_lose_the_others(
 
 
 @in_loop
+async def test_one_exchange_that_cannot_be_judged_does_not_end_the_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    await fill(first, 30)
+    await first.close()
+    real = Judge.ended
+
+    def broken(self: Judge, exchange: Exchange, *rest: Any) -> None:
+        if exchange.exchange_id == "x3":
+            raise ValueError("a metric that cannot read it")
+        real(self, exchange, *rest)
+
+    monkeypatch.setattr(Judge, "ended", broken)
+    again = await opened(tmp_path)
+    again.take_up()
+    assert again._replaying is not None
+    await again._replaying
+    assert again.replayed.is_set()
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 29
+    await again.close()
+
+
+@in_loop
 async def test_a_label_that_comes_before_the_exchange_is_taken_in_counts(tmp_path: Path) -> None:
     archive = await opened(tmp_path)
     archive.take_up()

@@ -396,20 +396,21 @@ class Archive:
         views = self._keeper.iterate()
         while (batch := await asyncio.to_thread(self._next_batch, views)) is not None:
             for rollout, exchange, endings, label in batch:
-                if exchange.arrived_unix_s >= self._started_unix_s:
-                    continue  # heard live
-                self.waiting.take(ids_of(exchange))
-                if rollout != self._rollout:  # of other models, or for other gates: no evidence for these
-                    self.num_other_rollouts += 1
-                    continue
-                states = [ending.state for ending in endings.values()]
-                if any(state in self._resends for state in states):
-                    self.sent_again.update(states)
-                    continue
-                for name, ending in endings.items():
-                    self._hear(exchange, name, ending)
-                if label is not None:
-                    self._hear_feedback(exchange.exchange_id, label)
+                with self._guard("replay"):  # nor one that cannot be judged
+                    if exchange.arrived_unix_s >= self._started_unix_s:
+                        continue  # heard live
+                    self.waiting.take(ids_of(exchange))
+                    if rollout != self._rollout:  # of other models, or for other gates: no evidence for these
+                        self.num_other_rollouts += 1
+                        continue
+                    states = [ending.state for ending in endings.values()]
+                    if any(state in self._resends for state in states):
+                        self.sent_again.update(states)
+                        continue
+                    for name, ending in endings.items():
+                        self._hear(exchange, name, ending)
+                    if label is not None:
+                        self._hear_feedback(exchange.exchange_id, label)
             self._judge.settle()  # the first verdict would else have all sessions to count, 40 us each
         self.replayed.set()
 
