@@ -54,6 +54,37 @@ def test_a_request_that_comes_between_two_replicas_waits_for_the_second() -> Non
         assert asyncio.run(replaced(door, port)) == ["first", "second"]
 
 
+def test_who_comes_after_a_refusal_gets_the_next_replica_and_is_not_closed_unread() -> None:
+    """uvicorn looks every tenth of a second whether it is to end; what is accepted until then it closes unread."""
+    port, count = free_port(), 20
+
+    async def scenario(path: str) -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        first = await Guest.enter(path)
+        first.serve(app_that_says("first"))
+        await get(port)
+        first.refuse()
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+        await first.leave()
+        second = await Guest.enter(path)
+        second.serve(app_that_says("second"))
+        answers = []
+        for client in clients:
+            client.setblocking(False)
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            received = b""
+            while more := await loop.sock_recv(client, 4096):
+                received += more
+            answers.append(received)
+            client.close()
+        await second.leave()
+        return answers
+
+    with Door("127.0.0.1", port) as door, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        answers = runner.run(scenario(door.path))
+    assert all(b"second" in each for each in answers), answers
+
+
 def test_a_guest_that_refuses_ends_its_open_answers_first() -> None:
     port, release = free_port(), asyncio.Event()
 

@@ -161,7 +161,7 @@ class Guest:
     def refuse(self) -> None:
         """Accept nothing more: what is to come waits in the backlog for the next replica."""
         if self._server is not None:
-            self._server.should_exit = True
+            self._server.refuse()
 
     async def leave(self) -> None:
         """Let open answers end, within ``DRAIN_S``. Idempotent."""
@@ -186,6 +186,7 @@ class _Accepting(uvicorn.Server):
         self._connecting: set[asyncio.Task[None]] = set()
         self._accepts = False
         self._admits = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -195,8 +196,16 @@ class _Accepting(uvicorn.Server):
         await super().startup(sockets=[])
         self._listening.setblocking(False)
         self._listening.listen(BACKLOG)
+        self._loop = asyncio.get_running_loop()
         self._accepts = True
         self._watch()
+
+    def refuse(self) -> None:
+        """At once, and not when uvicorn looks the next time: what was accepted by then would be closed unread."""
+        self.should_exit = True
+        if self._accepts and self._loop is not None:
+            self._accepts = False
+            self._loop.call_soon_threadsafe(self._loop.remove_reader, self._listening)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._accepts = False
@@ -213,7 +222,7 @@ class _Accepting(uvicorn.Server):
     def _accept(self) -> None:
         """Take all that waits in the kernel."""
         loop = asyncio.get_running_loop()
-        while True:
+        while self._accepts:
             try:
                 connection, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError):

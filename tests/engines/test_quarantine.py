@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -288,3 +290,28 @@ def test_the_usual_place_is_a_file_system_in_memory(tmp_path: Path) -> None:
 def test_what_is_no_recorder_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "flight-0").write_text("something else")
     assert Quarantine.open(tmp_path).names() == []
+
+
+def test_a_recorder_that_goes_while_it_is_looked_at_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica that ends, or another successor, has dealt with it."""
+    last_run(tmp_path / "flight-0")
+    opened = flight_module.Flight.__init__
+
+    def and_it_goes(self: Flight, path: Path, *args: Any) -> None:
+        opened(self, path, *args)
+        path.unlink()
+
+    monkeypatch.setattr(flight_module.Flight, "__init__", and_it_goes)
+    assert Quarantine.open(tmp_path).names() == []
+
+
+def test_without_locks_a_recorder_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(flight_module.fcntl, "flock", refused)
+    flight_at(tmp_path, 1).end()
+    assert Quarantine.open(tmp_path).names() == []
+    assert not (tmp_path / "flight-0").exists()

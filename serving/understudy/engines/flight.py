@@ -186,11 +186,16 @@ class Flight:
     @property
     def is_owned(self) -> bool:
         """Whether who made the recorder is still there, wherever: then it is for nobody else to deal with."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True  # somebody dealt with it a moment ago
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            return False  # a file system without locks
         finally:
             os.close(descriptor)
         return False

@@ -17,11 +17,12 @@ Nothing is imported from vLLM before an engine is there: the API process asks fo
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from understudy.engines.draft import Draft, Habits, Odds, lengths, realignments
-from understudy.engines.step_cost import StepCost
+from understudy.engines.step_cost import StepCost, fitted
 from understudy.types import DraftCounts
 
 PROPOSER = "understudy.engines.speculate.DraftProposer"
@@ -153,6 +154,7 @@ class DraftProposer:
         arguments = (runner.vllm_config, runner.device, is_pin_memory_available())
         runner.input_batch.logitsprocs = LogitsProcessors(make(*arguments) for make in BUILTIN_LOGITS_PROCESSORS)
         runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens
+        fitted(deque([(1, 0, 1e-3)]))  # numpy imports a part of itself: 40 ms that a step would take once
         if runner.device.type == "cpu":
             self._clock = time.thread_time  # what other processes take of the processor is no cost of a step
             mend_cpu_sampler()  # host.prepare_cpu() did, except where no host did
