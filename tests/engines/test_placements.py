@@ -118,6 +118,16 @@ def test_on_a_gpu_the_kv_cache_must_be_given(monkeypatch: pytest.MonkeyPatch) ->
     assert "distributed_executor_backend" not in given
 
 
+@pytest.mark.parametrize(("size", "executor"), [(None, "uni"), (1, "uni"), (2, None)])
+def test_a_model_on_several_devices_has_a_process_for_each(
+    size: int | None, executor: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the executor of one process the first rank would wait for the others for ever."""
+    on_a_gpu(monkeypatch, False)
+    spec = ModelSpec("b", "b", engine_args={} if size is None else {"tensor_parallel_size": size})
+    assert engine_args(spec, champion=True, shared=False).get("distributed_executor_backend") == executor
+
+
 def test_lora_is_switched_on_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     on_a_gpu(monkeypatch, False)
     assert not any("lora" in key for key in engine_args(ModelSpec("b", "b"), champion=False, shared=True))

@@ -163,7 +163,7 @@ def test_a_model_on_two_devices_answers_and_is_compared(
         assert rival["scoring"]["path"] == "vllm"
         assert rival["weights"]["own_bytes"] > 0
         (seen,) = httpx.get(f"{server.url}/shadow/exchanges/{answer.id}", timeout=60, headers=KEY).json()["exchanges"]
-        assert seen["comparisons"]["rival"]["values"]["exact_match"] == 1.0
+        assert seen["challengers"]["rival"]["comparison"]["exact_match"] == 1.0
 
 
 def alone(folder: Path, **limits: float) -> dict[str, Any]:

@@ -169,7 +169,8 @@ def engine_args(model: ModelSpec, *, champion: bool, shared: bool, speculative: 
     }
     if not gpu_present():
         ours["kv_cache_memory_bytes"] = CHAMPION_KV_CPU_BYTES if champion else CHALLENGER_KV_CPU_BYTES
-        ours["distributed_executor_backend"] = "uni"
+        if not parallel_args(model.engine_args):  # else vLLM's own choice: a process for each rank
+            ours["distributed_executor_backend"] = "uni"
         ours["enforce_eager"] = not has_cxx_compiler()
     elif "kv_cache_memory_bytes" not in model.engine_args:
         raise ConfigError(
@@ -186,6 +187,11 @@ def engine_args(model: ModelSpec, *, champion: bool, shared: bool, speculative: 
     return ours | dict(model.engine_args)
 
 
+def parallel_args(args: Mapping[str, Any]) -> list[str]:
+    """The engine arguments that spread a model over several processes."""
+    return [name for name in ("tensor_parallel_size", "pipeline_parallel_size") if (args.get(name) or 1) > 1]
+
+
 def floor_model(champion: ModelSpec) -> ModelSpec:
     """The champion once more, in steps as small as a challenger's and with a cache that is no larger than theirs.
 
@@ -193,7 +199,7 @@ def floor_model(champion: ModelSpec) -> ModelSpec:
         ConfigError: the champion's model runs in several processes, beside which no second core can be.
     """
     args = dict(champion.engine_args)
-    parallel = [name for name in ("tensor_parallel_size", "pipeline_parallel_size") if (args.get(name) or 1) > 1]
+    parallel = parallel_args(args)
     if parallel:
         raise ConfigError(f"champion.engine_args.{parallel[0]}: {args[parallel[0]]}: then there is no noise floor")
     kv_bytes = args.get("kv_cache_memory_bytes") or CHAMPION_KV_CPU_BYTES
