@@ -16,6 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as loaded
 
 from understudy import doctor, trial
 from understudy.cli import cli
@@ -224,6 +225,7 @@ def test_a_store_whose_package_is_missing_is_told_which(
 ) -> None:
     if package is not None:
         monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(loaded, scheme, raising=False)  # fsspec keeps what it has loaded
     (found,) = wrong(config(record={"url": f"{scheme}://bucket/record", "spool": str(tmp_path / "spool")}))
     assert found.area == "store"
     assert (f"pip install {package}" if package else "fsspec knows no such store") in found.fix

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.serving.process import wait_for
 
 from understudy.archive import Archive
 from understudy.cli import cli
@@ -31,20 +36,42 @@ from understudy.record.store import store_at
 from .builders import ended, feedback, flush, open_keeper
 from .test_care import of_user
 
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: no S3 server (extra dev)")
+if importlib.util.find_spec("moto") is None:
+    pytest.skip("moto is not installed: no S3 server (extra dev)", allow_module_level=True)
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: no S3 client (extra s3)")
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: it comes with moto (extra dev)")
 BUCKET = "understudy"
 
 
+class Server:
+    """moto's server in a process of its own: flask's globals, once imported, raise when vLLM looks at all modules."""
+
+    def __init__(self, port: int | None = None) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port or 0))
+            self.port: int = probe.getsockname()[1]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(self._answers, 60)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, "moto's server ended"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        """Nobody listens there when this returns."""
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """An S3 server with one bucket; everything that asks for s3:// here or in a child asks it."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    server = Server()
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -59,7 +86,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def spec(endpoint: Any, tmp_path: Path) -> RecordSpec:
+def spec(endpoint: Server, tmp_path: Path) -> RecordSpec:
     assert endpoint
     make_key(tmp_path / "key.pem")
     url, spool = f"s3://{BUCKET}/records/{tmp_path.name}", str(tmp_path / "spool")
@@ -88,7 +115,7 @@ def findings(recording: Recording) -> list[str]:
     return audit(Source(recording.log, recording.store), recording.writer, recording.signer.public_key).findings
 
 
-def test_a_store_is_what_it_says(endpoint: Any) -> None:
+def test_a_store_is_what_it_says(endpoint: Server) -> None:
     store = store_at(f"s3://{BUCKET}/a folder").inside("replica-0")
     assert (store.list(), store.exists("x")) == ([], False)
     with pytest.raises(FileNotFoundError):
@@ -217,10 +244,9 @@ def test_feedback_without_a_server(spec: RecordSpec) -> None:
     assert "late" in [each["label"] for each in view["feedback"]]
 
 
-def test_a_store_that_goes_away_leaves_all_in_the_log_until_it_is_back(spec: RecordSpec, endpoint: Any) -> None:
+def test_a_store_that_goes_away_leaves_all_in_the_log_until_it_is_back(spec: RecordSpec, endpoint: Server) -> None:
     recording = Recording.of(spec, "replica-0")
     keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer, max_segment_bytes=6_000)
-    host, port = endpoint.get_host_and_port()
     endpoint.stop()
     for number in range(10):
         keeper.append(of_user(number, "ann"))
@@ -232,7 +258,7 @@ def test_a_store_that_goes_away_leaves_all_in_the_log_until_it_is_back(spec: Rec
     with pytest.raises(RecordError, match="caring for the record"):
         asyncio.run(upkeep.run(recording, lambda *_: None))
     assert segments(recording.log) == before
-    with s3_again(host, port):
+    with s3_again(endpoint.port):
         done = asyncio.run(upkeep.run(recording, lambda *_: None))
         assert done["done"]["sealed"] == len(before) - 1
         keeper.close()
@@ -242,10 +268,9 @@ def test_a_store_that_goes_away_leaves_all_in_the_log_until_it_is_back(spec: Rec
 
 
 @contextmanager
-def s3_again(host: str, port: int) -> Iterator[None]:
+def s3_again(port: int) -> Iterator[None]:
     """The server of before, at the same place, and empty: moto forgets."""
-    again = moto_server.ThreadedMotoServer(ip_address=host, port=port, verbose=False)
-    again.start()
+    again = Server(port)
     try:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield
@@ -253,7 +278,7 @@ def s3_again(host: str, port: int) -> Iterator[None]:
         again.stop()
 
 
-def test_a_start_without_the_store_serves_says_so_and_counts_what_is_lost(spec: RecordSpec, endpoint: Any) -> None:
+def test_a_start_without_the_store_serves_says_so_and_counts_what_is_lost(spec: RecordSpec, endpoint: Server) -> None:
     recording = Recording.of(spec, "replica-0")
     endpoint.stop()
 

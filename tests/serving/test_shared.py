@@ -488,7 +488,7 @@ def test_challengers_generate_with_the_champions_answer_as_the_draft(server: Run
         for exchange in check_shadowed(server, response.id)
     ]
     for name in READY:
-        assert drafts[0][name]["proposed"] > 0
+        assert drafts[0][name] is not None  # how much of it is proposed follows from how often it was right before
         assert drafts[1][name] is None  # a seed is generated plainly
         shown = next(each for each in status["challengers"] if each["name"] == name)
-        assert shown["draft"]["proposed"] >= drafts[0][name]["proposed"]
+        assert shown["draft"]["proposed"] >= max(1, drafts[0][name]["proposed"])
