@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from tests.serving.models import SIZES, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from understudy.engines import placements, speculate
+from understudy.engines import placements, seeds, speculate
 from understudy.engines.draft import MARGIN, Draft, Habits
 from understudy.engines.step_cost import Price
 
@@ -87,6 +87,7 @@ class Engines:
             if speculative:
                 arguments |= speculate.speculative_args(arguments | more)
             llm = self._made[key] = LLM(**(arguments | more))
+            seeds.install(core(llm))  # as every core has it: prompts are cut where drafts fill a step
             if speculative:
                 speculate.attach(core(llm))
                 llm.input_processor.speculative_config = None  # as for the API process: without_speculation()
