@@ -23,7 +23,6 @@ from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.lane.guard import Guard
 from understudy.record import Feedback, RecordReader, given, scan, upkeep
-from understudy.record.audit import audit
 from understudy.record.care import adopted, care, erase_now, needs_care
 from understudy.record.lines import segments
 from understudy.record.recording import Recording
@@ -34,7 +33,7 @@ from understudy.record.sql import query
 from understudy.record.store import store_at
 
 from .builders import ended, feedback, flush, open_keeper
-from .test_care import of_user
+from .test_care import holds, of_user
 
 if importlib.util.find_spec("moto") is None:
     pytest.skip("moto is not installed: no S3 server (extra dev)", allow_module_level=True)
@@ -110,11 +109,6 @@ def fill(recording: Recording, first: int = 0, *, pending: int | None = None) ->
     keeper.close()
 
 
-def findings(recording: Recording) -> list[str]:
-    assert recording.signer is not None
-    return audit(Source(recording.log, recording.store), recording.writer, recording.signer.public_key).findings
-
-
 def test_a_store_is_what_it_says(endpoint: Server) -> None:
     store = store_at(f"s3://{BUCKET}/a folder").inside("replica-0")
     assert (store.list(), store.exists("x")) == ([], False)
@@ -147,7 +141,7 @@ def test_sealed_segments_are_there_for_everybody(spec: RecordSpec) -> None:
         made = seal(Source(recording.log, recording.store), recording.writer, sign=recording.sign)
         assert len(made) > 2
         assert len(segments(recording.log)) == 1
-        assert findings(recording) == []
+        assert holds(recording) == []
     inside = spec.url.removeprefix(f"s3://{BUCKET}/")
     assert any(f"{inside}/replica-1/segments/rollout=none/day=" in key for key in objects())
     assert f"{inside}/replica-0/manifests/00000001.json" in objects()
@@ -166,9 +160,9 @@ def test_a_changed_object_is_found(spec: RecordSpec) -> None:
     seal(Source(recording.log, recording.store), "replica-0", sign=recording.sign)
     paths = recording.store.list("segments")
     recording.store.write(paths[0], recording.store.read(paths[1]))
-    assert any("segment 1" in one for one in findings(recording))
+    assert any("segment 1" in one for one in holds(recording))
     recording.store.delete(paths[0])
-    assert any("its files are gone, and no entry says" in one for one in findings(recording))
+    assert any("its files are gone, and no entry says" in one for one in holds(recording))
 
 
 def test_an_orphaned_log_is_adopted_by_a_process_of_its_own(spec: RecordSpec) -> None:
@@ -181,7 +175,7 @@ def test_an_orphaned_log_is_adopted_by_a_process_of_its_own(spec: RecordSpec) ->
     assert segments(left.log) == []
     states = {view["exchange_id"]: view["challengers"]["b"]["state"] for view in scan(spec.url)}
     assert (len(states), states["ex-9"], states["ex-8"]) == (10, "expired", "compared")
-    assert findings(left) == []
+    assert holds(left) == []
 
 
 def test_erasing_and_retention(spec: RecordSpec) -> None:
@@ -195,14 +189,14 @@ def test_erasing_and_retention(spec: RecordSpec) -> None:
     reader.source.forget()
     assert reader.find("ex-1") == []
     assert query(spec.url, "SELECT actor FROM controls WHERE action = 'erase'")[1] == [("bob",)]
-    assert findings(recording) == []
+    assert holds(recording) == []
     strict = replace(spec, retention="30d")
     recording = Recording.of(strict, "replica-0")
     assert needs_care(recording)
     with adopted(recording) as enter:
         assert care(recording, enter)["removed"] > 0
     assert list(scan(spec.url)) == []
-    assert findings(recording) == []
+    assert holds(recording) == []
 
 
 def test_what_is_due_costs_the_same_however_long_the_record_is(
@@ -264,7 +258,7 @@ def test_a_store_that_goes_away_leaves_all_in_the_log_until_it_is_back(spec: Rec
         keeper.close()
         assert segments(recording.log) == before[-1:]
         assert query(spec.url, "SELECT count(*) FROM endings", spec.folder)[1] == [(10,)]
-        assert findings(recording) == []
+        assert holds(recording) == []
 
 
 @contextmanager
