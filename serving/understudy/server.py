@@ -22,6 +22,7 @@ from understudy.engines.base import Engine
 from understudy.engines.placements import Engines
 from understudy.errors import EngineDead
 from understudy.identity import identify
+from understudy.judge.verdict import overall
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane, Offered
 from understudy.lane.ledger import total
@@ -382,13 +383,3 @@ def weights_of(engine: Engine) -> dict[str, Any] | None:
     """Whether it uses the champion's tensors, and the bytes that are shared and its own."""
     weights: Mapping[str, int] = getattr(engine, "weights", {})
     return {"kind": "shared" if weights["shared_bytes"] else "own", **weights} if weights else None
-
-
-def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The only challenger's verdict; of several the least favourable word, with each beside it."""
-    if len(verdicts) == 1:
-        return dict(next(iter(verdicts.values())))
-    words = {name: verdict["verdict"] for name, verdict in verdicts.items()}
-    order = ("NO-GO", "NOT ENOUGH DATA", "GO")
-    worst = next((word for word in order if word in words.values()), "NOT ENOUGH DATA")
-    return {"verdict": worst, "by_challenger": words, "reason": "the least favourable of the challengers' verdicts"}

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from understudy.report import fetch
 from understudy.report.page import MAX_CHARACTERS, MAX_DISAGREEMENTS, report_page
@@ -151,10 +152,7 @@ def test_a_young_interval_is_cut_off_so_that_the_margin_can_be_seen(new_status: 
     assert drawn.zero_x - drawn.margin_x > 30
 
 
-def test_the_page_is_for_its_owner_alone(
-    new_status: NEW_STATUS, summary: SUMMARY, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fetch, "fetch", lambda *_: (new_status("equal") | {"verdict": {}}, [summary("equal")]))
-    monkeypatch.setattr(fetch, "print_report", lambda *_: None)
-    assert fetch.show("http://here", key=None, out=tmp_path / "page.html", gate=False) == 0
+def test_the_page_is_for_its_owner_alone(new_status: NEW_STATUS, summary: SUMMARY, tmp_path: Path) -> None:
+    status, quiet = new_status("equal") | {"verdict": {}}, Console(quiet=True)
+    assert fetch.show(status, [summary("equal")], out=tmp_path / "page.html", gate=False, console=quiet) == 0
     assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from understudy.identity import folder_of
-from understudy.record import Damage, decode
+from understudy.record.reading import RecordReader
 from understudy.record.scanning import sources_at
 
 Decode = Callable[[Sequence[int]], str]
@@ -23,9 +23,8 @@ def champion_in(record: str, spool: Path | None = None) -> dict[str, Any] | None
     """
     found: dict[str, Any] | None = None
     for source in sources_at(record, spool):
-        for place, head in source.heads(Damage().report):
-            control = decode(source.document(place)) if head.kind == "control" else {}
-            if control.get("action") == "identity" and (said := control["detail"].get("champion")):
+        for control in RecordReader(source).controls("identity"):
+            if said := control["detail"].get("champion"):
                 found = {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
     return found
 

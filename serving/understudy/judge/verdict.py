@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,6 +161,16 @@ class Judge:
 
     def _new_units(self) -> Units:
         return Units(self._metrics, self._labels, self._session_idle_s, self._max_exchanges)
+
+
+def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The only challenger's verdict; of several the least favourable word, with each beside it."""
+    if len(verdicts) == 1:
+        return dict(next(iter(verdicts.values())))
+    words = {name: verdict["verdict"] for name, verdict in verdicts.items()}
+    order = ("NO-GO", "NOT ENOUGH DATA", "GO")
+    worst = next((word for word in order if word in words.values()), "NOT ENOUGH DATA")
+    return {"verdict": worst, "by_challenger": words, "reason": "the least favourable of the challengers' verdicts"}
 
 
 def _together(decisions: list[Decision]) -> Decision:

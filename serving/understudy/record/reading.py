@@ -121,6 +121,14 @@ class RecordReader:
                 except RecordError as error:
                     self.damage.report(error)
 
+    def controls(self, action: str) -> Iterator[dict[str, Any]]:
+        """Every control record of this action, oldest first; a damaged one is left out, and counted in ``damage``."""
+        for place, _ in self.source.heads_where(("action",), {action}, self.damage.report):
+            try:
+                yield self._decoded(place)
+            except RecordError as error:
+                self.damage.report(error)
+
     def last_control(self, action: str, before_unix_s: float) -> dict[str, Any] | None:
         """The newest control record of this action that is older; segments are read from the newest back.
 

@@ -1,8 +1,8 @@
-"""``understudy report URL``: the table, the page and the exit code of a running server's verdict."""
+"""``understudy report``: the table, the page and the exit code of a verdict, of a running server or of a record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from understudy.errors import UnderstudyError
 from understudy.record.store import open_private
+from understudy.report.coverage import Coverage
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import NumberFigure
 from understudy.report.page import report_page
@@ -22,18 +23,15 @@ MIN_WIDTH = 100  # columns; below that numbers would be cut off
 EXIT_CODES = {"GO": 0, "NO-GO": 1, "NOT ENOUGH DATA": 3}
 
 
-def show(url: str, *, key: str | None, out: Path | None, gate: bool, console: Console | None = None) -> int:
-    """Print the table; write the page where ``out`` says. Returns the exit code.
-
-    Raises:
-        UnderstudyError: the server cannot be asked.
-    """
-    status, summaries = fetch(url, key)
-    print_report(status, summaries, console or Console(width=max(MIN_WIDTH, Console().width)))
+def show(
+    status: Mapping[str, Any], summaries: Sequence[ChallengerSummary], *, out: Path | None, gate: bool, console: Console
+) -> int:
+    """Print the table; write the page where ``out`` says. Returns the exit code."""
+    print_report(status, summaries, console)
     if out is not None:
         with open_private(out) as file:
             file.write(report_page(status, summaries))
-    return EXIT_CODES[status["verdict"]["verdict"]] if gate else 0
+    return EXIT_CODES[str(status["verdict"]["verdict"])] if gate else 0
 
 
 def fetch(url: str, key: str | None = None) -> tuple[dict[str, Any], list[ChallengerSummary]]:
@@ -55,5 +53,13 @@ def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     paired = tuple(Paired(**one) for one in raw.get("paired", ()))
     floor = tuple(FloorFigure(**one) for one in raw.get("floor", ()))
     numbers = tuple(NumberFigure(**one) for one in raw.get("numbers", ()))
-    read = {"disagreements": disagreements, "paired": paired, "floor": floor, "numbers": numbers, "draft": draft}
+    coverage = tuple(Coverage(**one) for one in raw.get("coverage", ()))
+    read = {
+        "coverage": coverage,
+        "disagreements": disagreements,
+        "paired": paired,
+        "floor": floor,
+        "numbers": numbers,
+        "draft": draft,
+    }
     return ChallengerSummary(**{**raw, **read})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.report.coverage import Coverage
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import NumberFigure
 from understudy.types import DraftCounts
@@ -62,6 +63,7 @@ class ChallengerSummary:
         stream_gap_p50_ms: between two outputs of the champion's streams, at the fork.
         stream_gap_p95_ms: the same, not exceeded by 95%.
         numbers: what the comparators said, on average.
+        coverage: how many exchanges of each kind of request were compared.
         disagreements: the worst ones, worst first.
     """
 
@@ -88,4 +90,5 @@ class ChallengerSummary:
     stream_gap_p50_ms: float | None = None
     stream_gap_p95_ms: float | None = None
     numbers: tuple[NumberFigure, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()

@@ -14,6 +14,7 @@ from statistics import median
 
 from understudy.judge.base import is_exchange, is_missing
 from understudy.meter.gaps import quantile_s
+from understudy.report.coverage import CoverageFigures
 from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
 from understudy.report.paired import PairedFigures
@@ -69,12 +70,14 @@ class Tally:
     paired: PairedFigures = field(default_factory=PairedFigures)
     floor: FloorFigures = field(default_factory=FloorFigures)
     numbers: NumberFigures = field(default_factory=NumberFigures)
+    coverage: CoverageFigures = field(default_factory=CoverageFigures)
     gaps: Counter[int] = field(default_factory=Counter)
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
         """One exchange that ended. Figures are of what was compared; of the rest, what is owed is counted."""
         self.missing += is_exchange(exchange, ending) and is_missing(ending)
+        self.coverage.add(exchange, ending)
         if ending.state is not State.COMPARED or ending.challenger is None or ending.comparison is None:
             return
         values, challenger = ending.comparison.values, ending.challenger
@@ -138,6 +141,7 @@ class Tally:
             divergence_exchanges=self.kl_forward.count,
             floor=self.floor.figures(),
             numbers=self.numbers.figures(),
+            coverage=self.coverage.figures(),
             shadow_busy_s=busy_s,
             shadow_tokens=self.tokens,
             paired=self.paired.figures(),
@@ -162,8 +166,8 @@ class Tallies:
         """What became of the drafts, of each challenger that had some."""
         return {name: tally.draft for name, tally in self._by_name.items() if tally.draft is not None}
 
-    def summaries(self, busy_s: Mapping[str, float]) -> list[ChallengerSummary]:
-        """For the challengers named, with the device seconds each has used since the start."""
+    def summaries(self, busy_s: Mapping[str, float | None]) -> list[ChallengerSummary]:
+        """For the challengers named, with the device seconds each has used since the start, where known."""
         return [self._by_name.get(name, Tally(name)).summary(used) for name, used in busy_s.items()]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.report.cost import assumption, cost_figures
+from understudy.report.coverage import coverage_figures
 from understudy.report.figure import DASH, Figure, percent
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import number_figures
@@ -113,6 +114,7 @@ def _challenger(
             *number_figures(summary.numbers, summary.missing),
             *divergence_figures(summary),
             *floor_figures(summary.floor),
+            *coverage_figures(summary.coverage),
             *cost_figures(meter, name),
         ),
         counts=_counts(status.get("counts") or {}),
@@ -236,7 +238,7 @@ def _latency(name: str, champion: float | None, challenger: float | None) -> Fig
 
 def _counts(counts: Mapping[str, Any]) -> tuple[Count, ...]:
     sampled = int(counts.get("sampled") or 0)
-    heads = (_count("offered", counts.get("offered") or 0, 0), _count("sampled", sampled, 0))
+    heads = tuple(_count(name, counts[name] or 0, 0) for name in ("offered", "sampled") if name in counts)
     states = ("pending", "compared", "shed", "failed", "expired", "cancelled")
     return heads + tuple(_count(state, counts.get(state) or 0, sampled) for state in states)
 
