@@ -15,10 +15,12 @@ each challenger and each cell (prompt tokens, output tokens, concurrency), the a
     plain again    A/A: its ratio to ``plain`` is the noise of the machine
     score          one pass over prompt and champion's answer, as the server does it (scoring.path says how)
 
-Closed loop in this process, greedy, no end token, no prefix cache, and several rounds, so that who is done early makes
-room for the next and the last ones alone are a small part. The plain arms have an engine of their own that does
+Closed loop in this process, greedy, no end token, no prefix cache, and several rounds. What is measured ends when the
+last request is taken in: until then as many are under way as the cell says, and who is done early makes room for the
+next. What follows runs to its end and counts for nothing: with drafts requests end one by one, and a batch that empties
+would be measured where one is claimed that is full. The plain arms have an engine of their own that does
 not speculate; the other two share one, as they do in the server. KV-token-seconds are tokens in the KV cache times how
-long they were there: what a full cache costs others.
+long they were there, for each token: what a full cache costs others.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Cell:
     @property
     def num_requests(self) -> int:
         """Enough for a measurable time, and rounds of the closed loop."""
-        rounds = 4 if self.output_tokens < 100 else 2
+        rounds = 5 if self.output_tokens < 100 else 3  # the last one is not measured
         return self.concurrency * rounds
 
     def is_one_of(
@@ -88,11 +90,17 @@ class Cell:
 
 @dataclass(slots=True)
 class Run:
-    """One arm, once."""
+    """One arm, once. Tokens, seconds and KV-token-seconds while the loop was full."""
 
     seconds: float = 0.0
+    tokens: int = 0
     kv_token_seconds: float = 0.0
     outputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_a_token(self) -> float:
+        """Generated or scored."""
+        return self.seconds / self.tokens
 
     def token_ids(self) -> list[list[int]]:
         """What was said, in the order of the requests."""
@@ -139,8 +147,10 @@ class Engine:
 
         self._scheduler.schedule = watched
 
-    def run(self, prompts: Sequence[list[int]], parameters: Sequence[Any], concurrency: int) -> Run:
-        """A closed loop over all requests."""
+    def run(
+        self, prompts: Sequence[list[int]], parameters: Sequence[Any], concurrency: int, tokens_each: int | None = None
+    ) -> Run:
+        """A closed loop over all requests; ``tokens_each`` is what one has scored when it ends, None: what it said."""
         waiting = [(f"{number:06}", *job) for number, job in enumerate(zip(prompts, parameters, strict=True))]
         waiting.reverse()
         run, in_flight, started = Run(), 0, time.perf_counter()
@@ -149,14 +159,24 @@ class Engine:
                 name, prompt, asked = waiting.pop()
                 self._engine.add_request(name, {"prompt_token_ids": prompt}, asked, lora_request=self._lora)
                 in_flight += 1
+            if not waiting and not run.seconds:
+                run.seconds = time.perf_counter() - started
+                run.tokens = self._num_tokens(run, tokens_each)
             before = time.perf_counter()
             for output in self._engine.step():
                 if output.finished:
                     run.outputs[output.request_id] = output
                     in_flight -= 1
-            run.kv_token_seconds += self._held * (time.perf_counter() - before)
-        run.seconds = time.perf_counter() - started
+            if waiting:
+                run.kv_token_seconds += self._held * (time.perf_counter() - before)
         return run
+
+    def _num_tokens(self, run: Run, tokens_each: int | None) -> int:
+        """Said by now, also by those who are still at it; or scored, by those who have ended."""
+        if tokens_each is not None:
+            return tokens_each * len(run.outputs)
+        said = sum(len(output.outputs[0].token_ids) for output in run.outputs.values())
+        return said + sum(int(request.num_output_tokens) for request in self._scheduler.running)
 
 
 def main() -> None:
@@ -311,7 +331,8 @@ def measure(
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     for repeat in range(repeats):
         for arm in ARMS if repeat % 2 == 0 else reversed(ARMS):
-            runs[arm].append(engines[arm].run(*jobs[arm], cell.concurrency))
+            scored = cell.output_tokens if arm == "score" else None
+            runs[arm].append(engines[arm].run(*jobs[arm], cell.concurrency, scored))
         advance()
     return row(challenger, cell, runs, drafted, answers)
 
@@ -320,9 +341,8 @@ def row(
     challenger: Challenger, cell: Cell, runs: dict[str, list[Run]], drafted: Sequence[Any], answers: list[list[int]]
 ) -> dict[str, Any]:
     """One challenger in one cell, as figures."""
-    tokens = cell.num_requests * cell.output_tokens
-    seconds = {arm: [run.seconds for run in runs[arm]] for arm in ARMS}
-    held = {arm: [run.kv_token_seconds for run in runs[arm]] for arm in ARMS}
+    seconds = {arm: [run.seconds_a_token for run in runs[arm]] for arm in ARMS}
+    held = {arm: [run.kv_token_seconds / run.tokens for run in runs[arm]] for arm in ARMS}
     plain, speculative = runs["plain"][0].token_ids(), runs["speculative"][0]
     counts = [
         speculate.counts(speculative.outputs[number].outputs, parameters)
@@ -341,11 +361,11 @@ def row(
         "requests": cell.num_requests,
         "repeats": len(runs["plain"]),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "tokens_per_s": {arm: percentiles([tokens / each for each in seconds[arm]]) for arm in ARMS},
+        "tokens_per_s": {arm: percentiles([1 / each for each in seconds[arm]]) for arm in ARMS},
         "plain / speculative": ratio(seconds["plain"], seconds["speculative"]),
         "plain / score": ratio(seconds["plain"], seconds["score"]),
         "plain / plain again": ratio(seconds["plain"], seconds["plain again"]),
-        "kv_token_seconds": {arm: statistics.median(held[arm]) for arm in ARMS},
+        "kv_token_seconds_a_token": {arm: statistics.median(held[arm]) for arm in ARMS},
         "kv plain / speculative": ratio(held["plain"], held["speculative"]),
         "kv plain / score": ratio(held["plain"], held["score"]),
         "drafted": {"proposed": proposed, "accepted": accepted, "lost": lost, "realigned": realigned},

@@ -173,9 +173,12 @@ class Draft:
         return places[start : start + MAX_PLACES]
 
     def _context(self, place: int) -> int:
-        """How many of the challenger's last tokens stand before and at ``place``."""
+        """How many of the challenger's last tokens stand before and at ``place``; the one at it is the last one."""
+        recent = self._recent
+        if place == 0 or len(recent) < 2 or self._answer[place - 1] != recent[-2]:
+            return 1  # as for most places, and this is asked 7 times a mismatch
         length = 0
-        for said, token in zip(reversed(self._recent), self._answer[place::-1], strict=False):
+        for said, token in zip(reversed(recent), self._answer[place::-1], strict=False):
             if said != token:
                 break
             length += 1

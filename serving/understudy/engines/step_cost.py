@@ -19,6 +19,7 @@ DOUBT = 0.1
 """How many measured steps a coefficient of the prior is worth."""
 WINDOW = 128
 REFIT_EVERY = 16
+"""Steps at first; later as many as half of the window, for a fit takes 0.5 ms."""
 OUTLIER = 1.5
 """A step that took this many times what was expected is cut to it: somebody else had the processor."""
 
@@ -44,7 +45,7 @@ class StepCost:
         """A step took so long."""
         self._steps.append((num_rows, num_drafted, seconds))
         self._new += 1
-        if self._new >= REFIT_EVERY:
+        if self._new >= max(REFIT_EVERY, len(self._steps) // 2):
             self._new = 0
             self._costs = fitted(self._steps)
 
