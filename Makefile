@@ -7,6 +7,8 @@ BIN := .venv/bin
 CHECKS := '$(BIN)/ruff check' '$(BIN)/ruff format --check' '$(BIN)/mypy'
 PYTEST := $(BIN)/python -m pytest
 ARGS ?=
+TWO_AT_ONCE := -n 2 --dist loadfile
+ALL := '$(PYTEST) $(TWO_AT_ONCE) -m "not server"' '$(PYTEST) -m server'
 
 # $(call run_all,'COMMAND' 'COMMAND' ...): runs them all, says how each went, and fails when one did.
 define run_all
@@ -29,10 +31,10 @@ demo: setup  ## a champion, three challengers, real traffic and verdicts, on thi
 	@$(BIN)/understudy demo $(ARGS)
 
 test: setup  ## everything that must hold: ruff, format, mypy, and all of pytest (gpu tests skip themselves)
-	$(call run_all,$(CHECKS) '$(PYTEST) $(ARGS)')
+	$(call run_all,$(CHECKS) $(if $(ARGS),'$(PYTEST) $(ARGS)',$(ALL)))
 
 test-fast: setup  ## pytest without real engines, GPU or chaos
-	@$(PYTEST) -m "not slow and not gpu and not chaos" $(ARGS)
+	@$(PYTEST) $(TWO_AT_ONCE) -m "not slow and not gpu and not chaos" $(ARGS)
 
 test-gpu: setup  ## only the tests that need a GPU
 	@$(PYTEST) -m gpu $(ARGS)

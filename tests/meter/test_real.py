@@ -20,7 +20,7 @@ from tests.test_dashboards import DEPLOY, alerts, vllm_names
 
 from understudy.meter.metrics import METRICS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(600)]
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 # Several KV blocks of 128 tokens, so that there is something for the prefix cache.

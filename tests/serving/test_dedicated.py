@@ -15,7 +15,7 @@ from tests.serving.chaos.drill import injected
 from tests.serving.models import make
 from tests.serving.process import Running, is_free, marked_processes, running, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 

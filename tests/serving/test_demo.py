@@ -13,6 +13,7 @@ from tests.serving.process import MARK, marked_processes, wait_for
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.timeout(600)
 def test_the_demo_ends_in_a_verdict_for_each_challenger(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex

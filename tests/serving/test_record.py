@@ -28,7 +28,7 @@ from understudy.record.signing import make_key
 from understudy.record.sources import Source
 from understudy.record.sql import query
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(600)]
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 64 * 2**20}
 MAIL = "ann.miller@example.org"

@@ -22,7 +22,7 @@ import pytest
 from tests.serving.models import make
 from tests.serving.process import MARK, Running, is_free, marked_processes, running, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]
 
 READY = ("qwen2", "lora", "other")
 SMALL = {

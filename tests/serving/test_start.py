@@ -54,6 +54,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 def test_a_missing_champion_ends_the_start_with_its_reason(tmp_path: Path) -> None:
     done = run({"champion": {"model": str(tmp_path / "nowhere")}, "record": {"url": str(tmp_path / "r")}}, tmp_path)
     assert done.returncode == 1
@@ -63,6 +64,7 @@ def test_a_missing_champion_ends_the_start_with_its_reason(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.timeout(900)
 def test_ray_serve_runs_the_shipped_serve_yaml(tmp_path: Path) -> None:
     """deploy/serve.yaml as it is, but for the models, the place of the record and the port."""

@@ -34,7 +34,7 @@ CHALLENGERS = [("rival", "qwen2"), ("stranger", "other"), ("scorer", "qwen2")]
 WITH_PROCESSES_OF_THEIR_OWN = [*CHALLENGERS, ("stopped", "qwen2"), ("killed", "qwen2")]
 ROOM_BYTES = 2**31  # for what is not the step's
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.chaos, pytest.mark.timeout(600)]
 dedicated_only = pytest.mark.parametrize("here", ["dedicated"], indirect=True)
 
 
