@@ -135,6 +135,58 @@ def test_a_gate_that_this_version_does_not_know_is_an_error_and_not_left_out(tmp
         judged(str(tmp_path))
 
 
+def prompts_of(number: int, client_request_id: str, state: State) -> list[Event]:
+    asked, end = pair(number, "yes", "yes")
+    assert isinstance(asked, Accepted)
+    facts = replace(asked.exchange.facts, client_request_id=client_request_id)
+    asked = replace(asked, exchange=replace(asked.exchange, facts=facts))
+    return [asked, end if state is State.COMPARED else ended(number, state=state, reason="restart")]
+
+
+def test_of_a_compare_that_was_interrupted_the_last_endings_stand_and_its_sessions_are_over(tmp_path: Path) -> None:
+    started = Control("identity", 1.0, IDENTITY | {"offline": "compare"})
+    expired = [event for number in range(3) for event in prompts_of(number, f"p{number}", State.EXPIRED)]
+    again = [event for number in range(2) for event in prompts_of(10 + number, f"p{number}", State.COMPARED)]
+    write(tmp_path / "replica-0", started, *expired, *again)
+    status, (summary,) = judged(str(tmp_path))
+    counts = status["challengers"][0]["counts"]
+    assert (counts["sampled"], counts["compared"], counts["expired"]) == (3, 2, 1)
+    assert (summary.compared, summary.missing) == (2, 1)
+    assert status["verdict"]["open_sessions"] == 0
+
+
+def test_of_a_replay_that_was_interrupted_too(tmp_path: Path) -> None:
+    """Its exchanges keep their ids, and clients may have used one of theirs twice."""
+    started = Control("identity", 1.0, IDENTITY | {"offline": "replay"})
+    first = [event for number in range(2) for event in prompts_of(number, "the client's", State.EXPIRED)]
+    write(tmp_path / "replica-0", started, *first)
+    write(tmp_path / "replica-0", *prompts_of(0, "the client's", State.COMPARED))
+    counts = judged(str(tmp_path))[0]["challengers"][0]["counts"]
+    assert (counts["sampled"], counts["compared"], counts["expired"]) == (2, 1, 1)
+
+
+def test_a_go_over_a_damaged_record_is_none_for_a_gate(url: str) -> None:
+    log = next((Path(url) / "replica-1").glob("segment-*.jsonl"))
+    log.write_bytes(log.read_bytes().replace(b'"state":"compared"', b'"state":"compered"', 1))
+    done = CliRunner().invoke(cli, ["report", url, "--gate"])
+    assert (done.exit_code, " GO " in done.output) == (3, True), done.output
+    assert "the verdict is with less" in done.output
+
+
+def test_one_exchange_that_cannot_be_judged_does_not_end_the_report(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Judge.ended
+
+    def ended_but_one(self: Judge, exchange: Any, challenger: str, ending: Ending) -> None:
+        if exchange.exchange_id == "ex-7":
+            raise ValueError("absurd")
+        whole(self, exchange, challenger, ending)
+
+    monkeypatch.setattr(Judge, "ended", ended_but_one)
+    status, (summary,) = judged(url)
+    assert (summary.compared, status["record"]["unreadable"]) == (NUM - 1, 1)
+    assert said_of(status) == ["1 exchanges could not be read: the verdict is with less"]
+
+
 def test_the_command_prints_it_and_ends_in_its_exit_code(url: str, tmp_path: Path) -> None:
     run = CliRunner().invoke
     done = run(cli, ["report", url, "--gate", "--out", str(tmp_path / "page.html")])

@@ -272,7 +272,6 @@ def row_of(blocks: Sequence[Block]) -> dict[str, Any]:
         "challenger_tokens_per_s": sum(block.challenger("tokens") for block in blocks) / seconds,
         "compared_per_s": sum(block.compared for block in blocks) / seconds,
         "mean_slice_ms": 1e3 * worked / max(1.0, slices),
-        "longest_slice_ms_so_far": blocks[-1].ended.challenger["longest_ms"],
         "slices_over_limit": sum(block.challenger("over_limit") for block in blocks) / max(1.0, slices),
         "step_tokens_allowed": [block.ended.challenger["max_tokens"] for block in blocks],
     }

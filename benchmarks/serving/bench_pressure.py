@@ -2,10 +2,11 @@
 
     python -m benchmarks.serving.bench_pressure [--requests N] [--overload X] [--quick] [--out FILE.json]
 
-Open loop (Poisson), the tiny model, a few tokens each, the shadow on. First a part of it goes to vLLM's own server:
-both must answer with the same status codes. Meanwhile the resident memory of our replica and of our engine process,
-and the lane's counts, are sampled once a second; beside the JSON file an SVG shows memory over time. The slope is
-fitted over the second half of the run, in MiB per thousand requests.
+Open loop (Poisson), the tiny model, a few tokens each, the shadow on. First all of it goes to vLLM's own server: both
+must answer with the same status codes, each at as many times its own capacity. Meanwhile the resident memory of our
+replica and of our engine process is sampled once a second, and the lane's counts as often as status answers; beside the
+JSON file an SVG shows memory over time. The slope is fitted over the second half of the run, in MiB per thousand
+requests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -41,7 +42,7 @@ ROLES = {"understudy.engines.host": "engine process", "ServeReplica": "replica"}
 
 @dataclass
 class Sampler:
-    """Resident memory of our processes, and the lane's counts, once a second in a thread."""
+    """Resident memory of our processes once a second, in one thread; in another the lane's counts."""
 
     url: str
     processes: dict[str, psutil.Process]
@@ -50,21 +51,31 @@ class Sampler:
     statuses: list[dict[str, Any]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def run(self) -> None:
-        """Until stopped."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the time of the block."""
+        threads = [threading.Thread(target=each) for each in (self._weigh, self._ask)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _weigh(self) -> None:
         started_s = time.monotonic()
         while not self._stop.wait(SAMPLE_EVERY_S):
+            weighed = {role: process.memory_info().rss / MIB for role, process in self.processes.items()}
             self.at_s.append(time.monotonic() - started_s)
-            for role, process in self.processes.items():
-                self.rss_mib.setdefault(role, []).append(process.memory_info().rss / MIB)
-            try:
-                self.statuses.append(httpx.get(f"{self.url}/shadow/status", timeout=60).json())
-            except httpx.HTTPError:
-                continue  # under this load status may be late; memory is what is plotted
+            for role, rss_mib in weighed.items():
+                self.rss_mib.setdefault(role, []).append(rss_mib)
 
-    def stop(self) -> None:
-        """No more samples."""
-        self._stop.set()
+    def _ask(self) -> None:
+        while not self._stop.wait(SAMPLE_EVERY_S):
+            with suppress(httpx.HTTPError):  # under this load status may be late
+                self.statuses.append(httpx.get(f"{self.url}/shadow/status", timeout=60).json())
 
 
 def main() -> None:
@@ -91,14 +102,9 @@ def main() -> None:
         }
         url = stack.enter_context(servers.understudy(config, folder))
         sampler = Sampler(url, processes())
-        watching = threading.Thread(target=sampler.run)
-        watching.start()
-        try:
+        with sampler.running():
             ours = press(url, given.requests, given.overload)
             settled = settle(url)
-        finally:
-            sampler.stop()
-            watching.join()
     results = {
         "benchmark": "pressure",
         "regime": {

@@ -19,16 +19,18 @@ from understudy.archive import from_view
 from understudy.errors import ConfigError, RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge, overall
+from understudy.lane.guard import Guard
 from understudy.lane.ledger import Ledger
 from understudy.record.labels import current_label
 from understudy.record.reading import RecordReader
-from understudy.record.scanning import scan, sources_at
+from understudy.record.scanning import merged, sources_at
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
 from understudy.types import State
 
 View = Mapping[str, Any]
 Watch = Callable[[Iterator[dict[str, Any]]], Iterator[View]]
+READING = "report"
 
 
 def judged(
@@ -45,33 +47,27 @@ def judged(
         watch: passes the exchanges on, and may show how far it is.
 
     Returns:
-        A status with ``record.others``, the exchanges of other rollouts, and ``record.unreadable``; and the figures.
+        A status with ``record.others``, the exchanges of other rollouts, ``record.unreadable`` of this one, and
+        whether anything in the record is ``damaged``; and the figures.
 
     Raises:
         RecordError: there is no record, it does not say what was compared, or no such rollout is in it.
     """
     known = identities(url, spool)
     identity = chosen(known, rollout, url)
-    judge, tallies = Judge(gates_of(identity)), Tallies()
+    readers = [RecordReader(source) for source in sources_at(url, spool)]
+    judge, tallies, guard = Judge(gates_of(identity)), Tallies(), Guard()
     ledgers: dict[str, Ledger] = defaultdict(Ledger)
-    others = unreadable = 0
-    for view in watch(scan(url, spool=spool)):
+    stands = standing(readers, identity)
+    others = 0
+    for number, view in enumerate(watch(merged(readers))):
         if (view.get("rollout") or "") != identity["rollout"]:
             others += 1
-            continue
-        try:
-            exchange, endings = from_view(view)
-        except RecordError:
-            unreadable += 1
-            continue
-        for name in view["challengers"]:
-            ledgers[name].sample()
-            if name in endings:
-                ledgers[name].end(endings[name])
-                judge.ended(exchange, name, endings[name])
-                tallies.ended(exchange, name, endings[name])
-        if (label := current_label(view)) is not None:
-            judge.feedback(exchange.exchange_id, label.label, label.at_unix_s)
+        elif stands is None or stands[view[stands_by(identity)]] == number:
+            with guard(READING):  # one that cannot be read or judged is no reason to lose the others
+                hear(view, judge, tallies, ledgers)
+    if stands is not None:
+        judge.no_more()
     models = {each["name"]: each for each in identity["challengers"]}
     names = [*models, *(name for name in ledgers if name not in models)]
     verdicts = {name: judge.verdict(name).as_dict() for name in names}
@@ -89,9 +85,44 @@ def judged(
             for name in names
         ],
         "verdict": overall(verdicts),
-        "record": {"others": others, "unreadable": unreadable},
+        "record": {
+            "others": others,
+            "unreadable": guard.swallowed[READING],
+            "damaged": any(reader.damage.num_damaged for reader in readers),
+        },
     }
     return status, tallies.summaries(dict.fromkeys(names))
+
+
+def hear(view: View, judge: Judge, tallies: Tallies, ledgers: Mapping[str, Ledger]) -> None:
+    """One exchange with its endings and its label."""
+    exchange, endings = from_view(view)
+    for name in view["challengers"]:
+        ledgers[name].sample()
+        if name in endings:
+            ledgers[name].end(endings[name])
+            judge.ended(exchange, name, endings[name])
+            tallies.ended(exchange, name, endings[name])
+    if (label := current_label(view)) is not None:
+        judge.feedback(exchange.exchange_id, label.label, label.at_unix_s)
+
+
+def stands_by(identity: Mapping[str, Any]) -> str:
+    """By what the exchanges of an offline run are the same: compare sends a prompt's id, replay the exchange's own."""
+    return "client_request_id" if identity["offline"] == "compare" else "exchange_id"
+
+
+def standing(readers: Sequence[RecordReader], identity: Mapping[str, Any]) -> dict[Any, int] | None:
+    """Which of the exchanges stands for each id; None where every one does.
+
+    An offline run that was interrupted and goes on sends again what was not done: the last one stands, as in its own
+    report. It takes one more pass over the record.
+    """
+    if "offline" not in identity:
+        return None
+    rollout, by = identity["rollout"], stands_by(identity)
+    views = enumerate(merged(readers))
+    return {view[by]: number for number, view in views if (view.get("rollout") or "") == rollout}
 
 
 def identities(url: str, spool: Path | None = None) -> list[dict[str, Any]]:
@@ -130,6 +161,11 @@ def gates_of(identity: Mapping[str, Any]) -> list[Gate]:
         raise RecordError(f"a recorded gate is none of this version's: {fault}") from fault
 
 
+def is_whole(status: Mapping[str, Any]) -> bool:
+    """Whether the verdict is over all that was recorded. One with less may say GO where all of it does not."""
+    return not status["record"]["unreadable"] and not status["record"]["damaged"]
+
+
 def said_of(status: Mapping[str, Any]) -> list[str]:
     """What a person has to know of a verdict from a record, one sentence each."""
     said, record = [], status["record"]
@@ -137,6 +173,8 @@ def said_of(status: Mapping[str, Any]) -> list[str]:
         said.append(f"{record['others']:,} exchanges of other rollouts are in the record and not in this verdict")
     if record["unreadable"]:
         said.append(f"{record['unreadable']:,} exchanges could not be read: the verdict is with less")
+    if record["damaged"]:
+        said.append("something in the record is damaged (understudy audit verify says what): the verdict is with less")
     pending = sum(each["counts"][State.PENDING.value] for each in status["challengers"])
     if pending:
         said.append(f"{pending:,} have not ended yet, or their replica has not come back since")

@@ -98,7 +98,8 @@ class Server:
             detail: Mapping[str, Any] = {}
             with guard("identity"):  # a model that cannot be hashed can still be served
                 identity = await asyncio.to_thread(identify, config)
-                record, detail = record.of_rollout(identity.rollout), identity.detail
+                offline = {"offline": "compare" if serve else "replay"} if resends else {}
+                record, detail = record.of_rollout(identity.rollout), identity.detail | offline
             archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from io import StringIO
 
 import pytest
+from rich.console import Console
 from tests.builders import answer, exchange, observation
 
 from understudy.report.coverage import MAX_TENANTS, MAX_TENANTS_SHOWN, OTHERS, Coverage, coverage_figures, tools_group
+from understudy.report.summary import ChallengerSummary
+from understudy.report.table import print_report
 from understudy.report.tally import Tallies
 from understudy.types import Comparison, Ending, Exchange, Outcome, RequestFacts, State, unseen
 
@@ -47,6 +51,7 @@ def test_long_prompts_tools_and_a_tenant_that_were_shed_show() -> None:
         Coverage("tools", "with", 1, 0),
         Coverage("tenant", "one", 2, 2),
         Coverage("tenant", "two", 2, 0),
+        Coverage("tenant", "not named", 1, 0),
     }
     assert [(row.name, row.challenger, row.note) for row in coverage_figures(found)] == [
         ("compared, prompt over 16,384 tokens", "0.0%", "of 2 exchanges"),
@@ -54,6 +59,7 @@ def test_long_prompts_tools_and_a_tenant_that_were_shed_show() -> None:
         ("compared, prompt up to 256 tokens", "100.0%", "of 1 exchanges"),
         ("compared, tools with", "0.0%", "of 1 exchanges"),
         ("compared, tools without", "50.0%", "of 4 exchanges"),
+        ("compared, tenant not named", "0.0%", "of 1 exchanges"),
         ("compared, tenant two", "0.0%", "of 2 exchanges"),
         ("compared, tenant one", "100.0%", "of 2 exchanges"),
     ]
@@ -67,6 +73,20 @@ def test_what_the_challenger_did_not_owe_is_no_bias() -> None:
 
 def test_where_all_was_compared_there_is_nothing_to_say() -> None:
     assert coverage_figures(coverage((asked(1), COMPARED), (asked(9000), COMPARED))) == ()
+
+
+def test_the_only_tenant_that_names_itself_shows_beside_the_rest() -> None:
+    found = coverage((asked(1, "batch"), SHED), (asked(1), COMPARED))
+    assert ("compared, tenant batch", "0.0%") in [(row.name, row.challenger) for row in coverage_figures(found)]
+
+
+def test_a_tenant_cannot_control_the_terminal() -> None:
+    found = coverage((asked(1, "evil\x1b[2J"), SHED), (asked(1), COMPARED))
+    console = Console(file=StringIO(), width=100)
+    print_report({"challengers": [{"name": "a"}]}, [ChallengerSummary("a", coverage=tuple(found))], console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "evil" in said
+    assert "\x1b" not in said
 
 
 def test_what_was_not_kept_has_a_group_of_its_own() -> None:

@@ -49,10 +49,13 @@ def patch(driver: Any, switch: Switch) -> None:
             yield_to_champion(self)
 
     def step_whole(self: Any, core: Any) -> None:
-        if switch.is_on():
-            limit = self._limits[core.name]
-            limit.tokens = limit._max_tokens
+        if not switch.is_on():
+            step_challenger(self, core)
+            return
+        limit = self._limits[core.name]
+        usual, limit.tokens = limit.tokens, limit._max_tokens
         step_challenger(self, core)
+        limit.tokens = usual  # the next arm's steps begin as small as the last ones were
 
     driver._next, driver.yield_to_champion, driver._step_challenger = in_turn, yield_to_nobody, step_whole
 

@@ -16,7 +16,11 @@ from understudy.commands.options import spool
 @click.option("--rollout", help="Where SOURCE is a record: which one, by its id; the last one if not given.")
 @spool
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as an HTML page.")
-@click.option("--gate", is_flag=True, help="Exit with 0 for GO, 1 for NO-GO, 3 for NOT ENOUGH DATA.")
+@click.option(
+    "--gate",
+    is_flag=True,
+    help="Exit with 0 for GO, 1 for NO-GO, 3 for NOT ENOUGH DATA and for a GO over a damaged record.",
+)
 def command(
     source: str, key: str | None, rollout: str | None, spool: Path | None, out: Path | None, gate: bool
 ) -> None:
@@ -25,7 +29,7 @@ def command(
     Of a record (record.url) everything is judged together, whichever replica met it and was given its label.
     """
     from understudy.offline import wide_console
-    from understudy.report.fetch import fetch, show
+    from understudy.report.fetch import EXIT_CODES, fetch, show
 
     console = wide_console()
     if source.startswith(("http://", "https://")):
@@ -34,10 +38,10 @@ def command(
         status, summaries = fetch(source, key)
         sys.exit(show(status, summaries, out=out, gate=gate, console=console))
     from understudy.browse.command import watched
-    from understudy.recorded import judged, said_of
+    from understudy.recorded import is_whole, judged, said_of
 
     status, summaries = judged(source, spool=spool, rollout=rollout, watch=lambda views: watched(views, console))
     code = show(status, summaries, out=out, gate=gate, console=console)
     for sentence in said_of(status):
         console.print(sentence, style="yellow", markup=False, soft_wrap=True)
-    sys.exit(code)
+    sys.exit(code if code or is_whole(status) or not gate else EXIT_CODES["NOT ENOUGH DATA"])

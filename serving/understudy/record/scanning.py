@@ -8,7 +8,7 @@ Views are those of reading.py. Nothing here takes a lock or writes, so a server 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,17 @@ def scan(
         RecordError: there is no record, or it cannot be read at all. Damaged records are left out and logged.
     """
     readers = [RecordReader(source) for source in sources_at(url, spool)]
+    for view in merged(readers):
+        arrived_unix_s = view["arrived_unix_s"]
+        if (since is None or arrived_unix_s >= since) and (until is None or arrived_unix_s < until):
+            yield view
+
+
+def merged(readers: Sequence[RecordReader]) -> Iterator[dict[str, Any]]:
+    """The same of all these readers' exchanges; what is damaged, each of them counts."""
     given = given_feedback(readers)
     for reader in readers:
-        for view in reader.iterate(given):
-            arrived_unix_s = view["arrived_unix_s"]
-            if (since is None or arrived_unix_s >= since) and (until is None or arrived_unix_s < until):
-                yield view
+        yield from reader.iterate(given)
 
 
 def sources_at(url: str | Path, spool: Path | None = None) -> list[Source]:

@@ -22,6 +22,7 @@ TENANT_TAG = "tenant"
 MAX_TENANTS = 100
 MAX_TENANTS_SHOWN = 5
 OTHERS = "others"
+UNNAMED = "not named"
 UNKNOWN = "not known"
 
 
@@ -67,12 +68,10 @@ class CoverageFigures:
 
 
 def groups_of(exchange: Exchange) -> Iterator[tuple[str, str]]:
-    """(kind, group) of each kind; a tenant only where the request names one."""
+    """(kind, group) of each kind."""
     yield "prompt", length_group(len(exchange.champion.prompt_token_ids))
     yield "tools", tools_group(exchange.facts.body)
-    tenant = exchange.facts.tags.get(TENANT_TAG)
-    if tenant:
-        yield TENANT_TAG, tenant
+    yield TENANT_TAG, exchange.facts.tags.get(TENANT_TAG) or UNNAMED
 
 
 def length_group(num_tokens: int) -> str:

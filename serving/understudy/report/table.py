@@ -99,7 +99,8 @@ def _figures(challenger: ChallengerView) -> Table:
     table.columns[-1].justify = "left"
     table.columns[-1].no_wrap = False  # a long note takes a second line, so that no number is cut off
     for figure in challenger.figures:
-        table.add_row(*map(Text, (figure.name, figure.champion, figure.challenger, figure.note)))
+        shown = (figure.name, figure.champion, figure.challenger, figure.note)  # a tenant names itself
+        table.add_row(*(Text(_plain(each)) for each in shown))
     return table
 
 
