@@ -99,7 +99,7 @@ class Server:
             with guard("identity"):  # a model that cannot be hashed can still be served
                 identity = await asyncio.to_thread(identify, config)
                 offline = {"offline": "compare" if serve else "replay"} if resends else {}
-                record, detail = record.of_rollout(identity.rollout), identity.detail | offline
+                record, detail = record.of_rollout(identity.rollout), {**identity.detail, **offline}
             archive = await Archive.open(record.log, describe_parameters, config.gates, guard, record)
             compare.parse_tools = tool_parser(config, engines)
             self = Server(config, engines, archive, guard, compare, sinks)
