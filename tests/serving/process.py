@@ -20,6 +20,7 @@ import yaml
 
 MARK = "UNDERSTUDY_TEST_MARK"
 START_TIMEOUT_S = 300.0
+LEFTOVERS_S = 30.0
 
 
 @dataclass
@@ -89,12 +90,37 @@ def is_free(port: int) -> bool:
 
 def marked_processes(mark: str) -> list[str]:
     """Every living process that was started, by whomever, under this mark."""
-    found = []
+    return list(marked_pids(mark).values())
+
+
+def marked_pids(mark: str) -> dict[int, str]:
+    """The same by their ids."""
+    found = {}
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in environ.read_bytes():
-                found.append((environ.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                command = (environ.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(environ.parent.name)] = command
     return found
+
+
+def end(server: Running) -> list[str]:
+    """End it, and kill what is left of it. What that was, unless the test had killed the server itself."""
+    ends_by_itself = server.process.poll() is None or server.process.returncode == 0
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(90)
+    with contextlib.suppress(ProcessLookupError):
+        server.process.kill()
+    if ends_by_itself:
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not marked_pids(server.mark), LEFTOVERS_S)
+    left = marked_pids(server.mark)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return list(left.values()) if ends_by_itself else []
 
 
 def spawn(
@@ -124,14 +150,10 @@ def running(
         yield server
     except BaseException:
         sys.stderr.write(log.read_text()[-6000:])
+        end(server)
         raise
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(90)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+    left = end(server)
+    assert not left, f"left behind: {left}"
 
 
 def serve_command(config: Path, port: int) -> list[str]:
