@@ -237,7 +237,8 @@ class Driver:
             for number, elapsed_s in launched:
                 limit.saw(number, elapsed_s)
             self._flight.step(core.index, tokens, limit.tokens)
-            self._faults.pop(core.name, None)
+            if tokens:  # an empty one, as after each recovery, does not show that there is memory again
+                self._faults.pop(core.name, None)
         self._flight.resting(self._clock())
         if core in self._cores:
             self._cores.remove(core)
