@@ -253,6 +253,17 @@ def test_a_challenger_that_recovers_goes_on_and_one_that_does_so_too_often_does_
     assert stage.deaths == [("a", "MemoryError: ")]
 
 
+@pytest.mark.parametrize("on_device", [None, []])
+def test_a_step_that_raises_is_a_slice_too(stage: Stage, on_device: list[list[tuple[int, float]]] | None) -> None:
+    """The champion could have to wait for it as for any other, launched or not."""
+    stage.a.steps, stage.a.slices, stage.a.fault = 1, (0.002, 0.030), OSError("no")
+    stage.a.on_device = on_device
+    stage.run()
+    steps = stage.flight.steps(1)
+    assert (steps.steps, steps.slices, steps.longest_ms, steps.over_limit) == (0, 2, 30.0, 1)
+    assert stage.limits["a"].tokens == 64  # how large a step may be does not follow from one that was cut off
+
+
 def test_only_faults_in_a_row_count(stage: Stage) -> None:
     stage.a.steps, stage.a.recovers = 12, True
 

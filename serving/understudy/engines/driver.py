@@ -239,6 +239,8 @@ class Driver:
             self._flight.step(core.index, tokens, limit.tokens)
             if tokens:  # an empty one, as after each recovery, does not show that there is memory again
                 self._faults.pop(core.name, None)
+        else:  # the champion could have to wait for it all the same, and for its recovery
+            self._slice_ended(core)
         self._flight.resting(self._clock())
         if core in self._cores:
             self._cores.remove(core)
