@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.builders import in_loop
 
+from understudy import engines as package
 from understudy.config import ModelSpec, ShadowSpec
 from understudy.engines import placements
+from understudy.engines.base import Health
+from understudy.engines.flight import Activity
 from understudy.engines.memory import checkpoint_bytes
 from understudy.engines.placements import (
     LORA_RANKS,
     PLACEMENTS,
+    Engines,
+    connect_challenger,
     engine_args,
     environment,
     group_dedicated,
@@ -25,6 +32,8 @@ from understudy.engines.placements import (
     lora_rank,
     max_step_ms,
 )
+from understudy.engines.processes import CoreSpec, Deaths
+from understudy.engines.quarantine import Quarantine
 from understudy.errors import ConfigError, EngineStartError
 
 
@@ -245,6 +254,54 @@ async def test_an_engine_process_that_ends_during_the_start_is_started_once_more
     with pytest.raises(EngineStartError, match="ended twice"):
         await placements.start(config, tmp_path)
     assert len(starts) == 4
+
+
+class HungProcess:
+    """The engine process of a champion, a and b, in which the core at work hangs."""
+
+    has_champion = True
+
+    def __init__(self, core: int | None, kind: str) -> None:
+        self.specs = [CoreSpec(name, {}, "", "") for name in ("champ", "a", "b")]
+        self.at_work = Activity(core, kind, 1.0, 1.0)
+        self.killed = False
+
+    def activity(self) -> Activity:
+        assert not self.killed  # a recorder says who was at work, and ``kill`` ends it
+        return self.at_work
+
+    def kill(self) -> None:
+        self.killed = True
+
+    async def gone(self) -> None:
+        assert self.killed
+
+
+@pytest.mark.parametrize(
+    ("core", "kind", "blamed", "why"),
+    [
+        (2, "loading", "b", "it was not up within 0.01 s: its engine process was loading b"),  # b never loads
+        (1, "loading", "a", "it was not up within 0.01 s"),
+        (1, "stepping", "a", "it was not up within 0.01 s"),  # everybody is loaded, and a does not get warm
+        (None, "idle", "a", "it was not up within 0.01 s"),
+    ],
+)
+@in_loop
+async def test_the_challenger_that_is_loading_is_quarantined_and_not_the_one_that_waits_for_it(
+    core: int | None, kind: str, blamed: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """a is loaded and waits for the driver, which runs when b is loaded too; a's time is over first."""
+
+    async def never_up(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(package, "vllm_engine", SimpleNamespace(connect_challenger=never_up), raising=False)
+    process: Any = HungProcess(core, kind)
+    engines = Engines(None, [], [], str(tmp_path), asyncio.Event(), Quarantine(None), tmp_path)
+    a = await connect_challenger(ModelSpec("a", "a"), process.specs[1], process, engines, Deaths(), 0.01)
+    assert process.killed
+    assert engines.quarantine.names() == [blamed]
+    assert a.health() == Health(False, why)
 
 
 @pytest.mark.parametrize(("present", "usual"), [(False, 3.0), (True, 10.0)])

@@ -28,6 +28,7 @@ from understudy.config import Config, ModelSpec, ShadowSpec
 from understudy.engines import flight, speculate
 from understudy.engines.base import Engine
 from understudy.engines.fake import AbsentEngine
+from understudy.engines.flight import ACTIVITIES, LOADING
 from understudy.engines.processes import CoreSpec, Deaths, EngineProcess, socket_folder
 from understudy.engines.quarantine import Quarantine
 from understudy.engines.watchdog import Watch, watch
@@ -281,7 +282,8 @@ async def start(config: Config, folder: Path | None = None) -> Engines:
     """Start the engines of ``config`` and wait until each is up or has failed.
 
     A challenger in quarantine is not started. One that takes the engine process of the shared placement with it, or
-    does not load in time there, is quarantined, and everything is started again without it.
+    does not load in time there, is quarantined, and everything is started again without it. Where one waits for
+    another one to load, the other one is.
 
     Args:
         folder: the record's: the quarantine is in it, and by it the flight recorders are found; without one both end
@@ -488,9 +490,22 @@ async def connect_challenger(
         log.exception("challenger %s did not come up", model.name)
         why = f"{type(fault).__name__}: {fault}"
         if limit.expired():
-            why = f"it was not up within {timeout_s:g} s"
+            why, blamed = f"it was not up within {timeout_s:g} s", to_blame(model, process)
             if process.has_champion:
-                engines.quarantine.put_in(model.name, why)
+                engines.quarantine.put_in(blamed, why)
+            if blamed != model.name:
+                why += f": its engine process was loading {blamed}"
             process.kill()
             await process.gone()
         return AbsentEngine(model.name, why)
+
+
+def to_blame(awaited: ModelSpec, process: EngineProcess) -> str:
+    """Who is at fault that a challenger is not up in time: whoever is loading, else itself.
+
+    The driver, without which none gets warm, runs only when the last one is loaded.
+    """
+    now = process.activity()
+    if now.core is None or now.kind != ACTIVITIES[LOADING]:
+        return awaited.name
+    return process.specs[now.core].name
