@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from understudy.engines import flight as flight_module
+from understudy.engines import quarantine as quarantine_module
 from understudy.engines.flight import LOADING, STEPPING, Flight
 from understudy.engines.quarantine import CRASH_WINDOW_S, FORGOTTEN_S, LOCK, MARKER, Quarantine
 
@@ -119,16 +120,95 @@ def test_the_first_reason_stays(quarantine: Quarantine) -> None:
     assert found.why == "it hung"
 
 
-def test_a_marker_that_cannot_be_read_or_written_stops_nobody(tmp_path: Path) -> None:
+def test_a_marker_that_cannot_be_read_or_written_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / MARKER).write_text("{half")
     broken = Quarantine(tmp_path)
     assert broken.names() == []
+    monkeypatch.setattr(flight_module, "MEMORY", tmp_path / "none")
     blocked = Quarantine(tmp_path / MARKER / "no folder")
     blocked.put_in("a", "x")
     assert blocked.names() == ["a"]  # until this process ends; the log says so
     nowhere = Quarantine(None)
     nowhere.put_in("a", "x")
     assert nowhere.names() == ["a"]
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is there for /dev/shm."""
+    place = tmp_path / "memory"
+    place.mkdir()
+    monkeypatch.setattr(flight_module, "MEMORY", place)
+    return place
+
+
+def in_memory(memory: Path) -> list[Path]:
+    return list(memory.rglob(MARKER))
+
+
+def test_who_crashed_while_the_disk_was_full_is_known_to_the_successor(memory: Path, tmp_path: Path) -> None:
+    """Else it loads the challenger again, and the crash repeats for ever."""
+    (tmp_path / "file").touch()
+    record = tmp_path / "file" / "record"  # a marker there cannot be written, by root neither
+    Quarantine(record).crashed(flight_at(tmp_path, 2), KILLED)
+    successor = Quarantine.open(record)
+    found = successor.why("b")
+    assert found is not None
+    assert found.why == f"{KILLED} while b was stepping"
+    assert Quarantine.open(tmp_path / "file" / "other").names() == []  # another record is another server's
+    assert successor.lift("b") == ["b"]
+    assert Quarantine.open(record).names() == []
+
+
+def test_crashes_that_were_nobodys_count_although_the_disk_is_full(memory: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    record = tmp_path / "file" / "record"
+    assert Quarantine(record).crashed(flight_at(tmp_path, 0), KILLED) == []
+    assert Quarantine(record).crashed(flight_at(tmp_path, 0), KILLED) == ["a", "b"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Whether the record's disk is full. What is there can be read and removed."""
+    state, put = {"full": False}, quarantine_module.put
+    monkeypatch.setattr(
+        quarantine_module, "put", lambda path, text: not (state["full"] and path.parent == tmp_path) and put(path, text)
+    )
+    return state
+
+
+MARKED = '{"v": 1, "quarantined": {"d": {"why": "it hung", "at_unix_s": 1.0}}, "crashes": []}'
+
+
+def test_the_markers_on_disk_and_in_memory_are_one(memory: Path, tmp_path: Path, disk: dict[str, bool]) -> None:
+    here, there = Quarantine(tmp_path), Quarantine(tmp_path)
+    here.put_in("a", "it hung")
+    assert in_memory(memory) == []  # no need
+    disk["full"] = True
+    here.put_in("b", "it hung too")
+    there.refresh()
+    assert there.names() == ["a", "b"]
+    (tmp_path / MARKER).write_text(MARKED)  # by somebody who does not see this memory
+    assert sorted(Quarantine(tmp_path).names()) == ["a", "b", "d"]
+    disk["full"] = False
+    there.put_in("c", "it hung as well")
+    assert in_memory(memory) == []  # the disk has it all again
+    assert sorted(Quarantine(tmp_path).names()) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_lifting_clears_both(memory: Path, tmp_path: Path, disk: dict[str, bool], full: bool) -> None:
+    here, there = Quarantine(tmp_path), Quarantine(tmp_path)
+    here.put_in("a", "it hung")
+    disk["full"] = True
+    here.put_in("b", "it hung too")
+    disk["full"] = full
+    assert there.lift("a") == ["a"]
+    here.refresh()
+    assert here.names() == Quarantine.open(tmp_path).names() == ["b"]
+    assert there.lift(None) == ["b"]
+    here.refresh()
+    assert here.names() == Quarantine.open(tmp_path).names() == []
 
 
 def test_the_marker_is_json_for_people(quarantine: Quarantine, tmp_path: Path) -> None:

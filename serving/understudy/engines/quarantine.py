@@ -7,6 +7,9 @@ are the challengers in quarantine, each with why and since when, and late crashe
     {"v": 1, "quarantined": {"w8a8": {"why": "...", "at_unix_s": 1795510800.0}},
      "crashes": [{"at_unix_s": 1795510800.0, "why": "..."}]}
 
+Where the disk does not take the marker, for it is full, there is one beside the flight recorders, in memory, until the
+disk takes one again: a crash that is forgotten repeats. What either says counts.
+
 ``understudy shadow resume`` takes a challenger out; it comes back when a replica starts the next time.
 
 Who is to blame: the challenger that was at work when the process ended. If nobody was, or the champion, nobody is, the
@@ -70,11 +73,12 @@ class Quarantine:
     """
 
     def __init__(self, folder: Path | None, wall: Callable[[], float] = time.time) -> None:
-        self._path = None if folder is None else folder / MARKER
+        places = [] if folder is None else [folder, recorders.home(folder)]
+        self._paths = [place / MARKER for place in dict.fromkeys(places)]  # on the disk, then in memory if there is any
         self._wall = wall
         self._quarantined: dict[str, Quarantined] = {}
         self._crashes: list[Crash] = []
-        self._seen: tuple[int, ...] = ()
+        self._seen: list[tuple[int, ...] | None] = []
         self._lock = threading.RLock()
         self._read()
 
@@ -85,8 +89,8 @@ class Quarantine:
         if folder is not None:
             with suppress(OSError):  # a store that cannot be written; whoever writes to it says so
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for place in {folder, recorders.home(folder)}:
-                for path in sorted(place.glob("flight-*")):
+            for marker in quarantine._paths:
+                for path in sorted(marker.parent.glob("flight-*")):
                     quarantine.take_up(path)
         return quarantine
 
@@ -202,21 +206,22 @@ class Quarantine:
             before = dict(self._quarantined), list(self._crashes)
             yield
             if before != (self._quarantined, self._crashes):
-                self._write()
+                self._write(lifted=bool(before[0].keys() - self._quarantined.keys()))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Without the lock where the store has none: then the last one to write wins, as a whole."""
-        if self._path is None:
+        if not self._paths:
             yield
             return
         lock: int | None = None
+        marker = self._paths[0]
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._path.with_name(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(marker.with_name(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as fault:
-            log.warning("%s is changed without a lock: %s", self._path, fault)
+            log.warning("%s is changed without a lock: %s", marker, fault)
         try:
             yield
         finally:
@@ -224,47 +229,74 @@ class Quarantine:
                 os.close(lock)
 
     def _read(self) -> None:
-        if self._path is None:
+        there = [identity(path) for path in self._paths]
+        if there == self._seen:
             return
-        try:
-            there = identity(self._path)
-            if there == self._seen:
-                return
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
-            self._quarantined = {name: Quarantined(**entry) for name, entry in raw["quarantined"].items()}
-            self._crashes = [Crash(**entry) for entry in raw["crashes"]]
-            self._seen = there
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            if not isinstance(fault, OSError):
-                self._seen = there  # said once: it is read every few seconds
-            log.error("%s cannot be read, what it says is not known: %s", self._path, fault)
+        quarantined: dict[str, Quarantined] = {}
+        crashes: list[Crash] = []
+        for number, path in enumerate(self._paths):
+            try:
+                raw = json.loads(path.read_text(encoding="utf-8"))
+                entries = {name: Quarantined(**entry) for name, entry in raw["quarantined"].items()}
+                crashes += [Crash(**entry) for entry in raw["crashes"]]
+                quarantined = entries | quarantined
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+                quarantined |= self._quarantined  # what was known of it still holds
+                crashes += self._crashes
+                if isinstance(fault, OSError):
+                    there[number] = None  # tried again; the others are said once: it is read every few seconds
+                log.error("%s cannot be read, what it says is not known: %s", path, fault)
+        self._quarantined, self._seen = quarantined, there
+        self._crashes = [crash for number, crash in enumerate(crashes) if crash not in crashes[:number]]
 
-    def _write(self) -> None:
-        """Whole or not at all. Where the disk does not take it, it holds until this process ends; the log says so."""
-        if self._path is None:
+    def _write(self, *, lifted: bool) -> None:
+        """Whole or not at all: to the disk, else to memory, else it holds until this process ends. The log says so.
+
+        Args:
+            lifted: somebody was taken out, so what a marker says that cannot be written must not count any more.
+        """
+        if not self._paths:
             return
         body = {
             "v": 1,
             "quarantined": {name: asdict(entry) for name, entry in self._quarantined.items()},
             "crashes": [asdict(crash) for crash in self._crashes],
         }
-        fresh = self._path.with_name(f"{MARKER}.{os.getpid()}.new")
-        try:
-            with fresh.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(body, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._path)
-            self._seen = identity(self._path)
-        except OSError as fault:
-            log.error("%s cannot be written, the next start will not know of it: %s", self._path, fault)
-            with suppress(OSError):
-                fresh.unlink()
+        text = json.dumps(body, indent=1) + "\n"
+        taken = next((path for path in self._paths if put(path, text)), None)
+        if taken is None:
+            log.error("the next start will not know who is in quarantine")
+        elif taken == self._paths[0] or lifted:
+            for other in self._paths:
+                if other != taken:
+                    with suppress(OSError):
+                        other.unlink()
+        self._seen = [identity(path) for path in self._paths]
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """Changes when the file is replaced, also twice within one tick of the file system's clock."""
-    stat = path.stat()
+def put(path: Path, text: str) -> bool:
+    """Put a file in the place of what is there; False where the disk does not take it, and the log says why."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as fault:
+        log.error("%s cannot be written: %s", path, fault)
+        with suppress(OSError):
+            fresh.unlink()
+        return False
+    return True
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """Changes when the file is replaced, also twice within one tick of the file system's clock. None where none is."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
