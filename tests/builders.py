@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from understudy.compare import Comparators
+from understudy.compare import Comparators, Compare
 from understudy.compare.base import Pair
 from understudy.compare.options import CompareSpec
 from understudy.config import Limits, ShadowSpec
@@ -274,11 +274,12 @@ async def running(
     champion_load: Callable[[], int] = lambda: 0,
     over_cap: Callable[[], tuple[str, str] | None] = lambda: None,
     floor: Engine | None = None,
+    compare: Compare = on_tokens,
 ) -> AsyncIterator[Stage]:
     """A lane for the time of the block; the equation holds at its end."""
     clock, ear = Clock(), ear or Ear()
     lane = Lane(
-        engines, spec or shadow_spec(), ear, champion_load, clock, compare=on_tokens, over_cap=over_cap, floor=floor
+        engines, spec or shadow_spec(), ear, champion_load, clock, compare=compare, over_cap=over_cap, floor=floor
     )
     stage = Stage(lane, ear, clock)
     lane.start()

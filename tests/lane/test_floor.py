@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.builders import Offer, WatchedEngine, exchange, in_loop, offers, running, shadow_spec, turns
+from tests.builders import Offer, WatchedEngine, answer, exchange, in_loop, offers, running, shadow_spec, turns
 
+from understudy.compare import COMPARATORS, Comparators, load
+from understudy.compare.options import CompareSpec
 from understudy.config import ShadowSpec
 from understudy.engines.flight import Steps
+from understudy.engines.placements import FLOOR
 from understudy.errors import EngineDead, Unsupported
 from understudy.lane.sampling import is_sampled
-from understudy.types import Floor
+from understudy.types import Floor, RequestFacts
 
 
 def spec(fraction: float = 1.0, **limits: Any) -> ShadowSpec:
@@ -42,6 +46,29 @@ async def test_one_run_serves_every_challenger_and_is_none_itself() -> None:
         assert set(stage.lane.counts()) == {"a", "b"}
         assert stage.lane.totals()["compared"] == 2
         assert stage.lane.status()["noise_floor"]["counts"] == {"measured": 1}
+
+
+@in_loop
+async def test_every_comparator_compares_the_champion_with_itself() -> None:
+    """What a challenger has a number for, the champion has one for against itself: it is priced by its own name."""
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    body = {"tools": [tool], "response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}
+    text = '<tool_call>{"name": "find", "arguments": {}}</tool_call>'
+    call = replace(answer(7, 8, text=text), logprobs=(-0.5, -0.5))
+    whole = exchange("x", call, facts=RequestFacts("/v1/chat/completions", body=json.dumps(body).encode()))
+    price = {"input": 1.0, "output": 2.0}
+    options: dict[str, Any] = {"label_pattern": r"(\w+)", "token_prices": {"champion": price, "a": price}}
+    compare = Comparators(CompareSpec(use=tuple(COMPARATORS), **options))
+    async with running(WatchedEngine(name="a"), spec=spec(), floor=WatchedEngine(name=FLOOR), compare=compare) as stage:
+        stage.lane.offer(Offer(whole))
+        (ending,) = await stage.ear.hears(1)
+    assert ending.floor is not None
+    assert ending.floor.comparison is not None
+    assert ending.comparison is not None
+    own = ending.floor.comparison.values
+    assert set(own) == set(ending.comparison.values)
+    assert all(set(load(name).NAMES) & set(own) for name in COMPARATORS)
+    assert (own["champion_cost_usd"], own["cost_ratio"]) == (7e-6, 1.0)
 
 
 @in_loop

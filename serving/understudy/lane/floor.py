@@ -22,7 +22,7 @@ from understudy.journey import shadow
 from understudy.lane.guard import Guard
 from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
-from understudy.types import Comparison, Ending, Exchange, Floor
+from understudy.types import Comparison, Ending, Exchange, Floor, Observation
 
 SALT = "floor"
 PATIENCE = 0.9
@@ -155,7 +155,7 @@ class NoiseFloor:
             async with self._runs:
                 known = await self._own_view.scores(exchange) if self._score else None
                 ending = await shadow(
-                    exchange, self.engine, score=self._score, generate=True, compare=self._compare, scores=known
+                    exchange, self.engine, score=self._score, generate=True, compare=self._against_itself, scores=known
                 )
         except Unsupported as fault:
             return self._counted(Floor(reason=fault.reason))
@@ -164,6 +164,10 @@ class NoiseFloor:
                 raise
             return self._counted(Floor(reason=type(fault).__name__))
         return self._counted(Floor(ending.challenger, ending.comparison))
+
+    async def _against_itself(self, exchange: Exchange, again: Observation) -> Comparison:
+        """Under the champion's name: its core has another one, for which there are no token prices."""
+        return await self._compare(exchange, replace(again, model=exchange.champion.model))
 
     def _counted(self, floor: Floor) -> Floor:
         self._counts[floor.reason or "measured"] += 1
