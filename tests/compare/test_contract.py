@@ -104,7 +104,7 @@ def test_a_challenger_that_was_not_asked_to_answer_has_no_number(name: str) -> N
     assert values(name, said("x"), observation()) == {}
 
 
-@pytest.mark.parametrize("text", ['{"a": 1', "lab", '<tool_call>{"name": "find", "argu'])
+@pytest.mark.parametrize("text", ['{"a": 1', "lab", '<tool_call>{"name": "find", "argu', '{"name": "find", "para'])
 def test_two_answers_that_were_cut_off_unreadably_do_not_agree(text: str) -> None:
     cut = said(text, finish_reason="length")
     pair = pair_of(cut, cut)
@@ -112,7 +112,8 @@ def test_two_answers_that_were_cut_off_unreadably_do_not_agree(text: str) -> Non
     assert (found["champion_truncated"], found["challenger_truncated"]) == (1.0, 1.0)
     assert found["json_match"] == found["json_similarity"] == found["label_match"] == 0.0
     assert found["challenger_json_valid"] == found["challenger_schema_valid"] == 0.0
-    assert found.get("tool_call_match", 0.0) == 0.0
+    assert found.get("tool_call_match", 0.0) == found.get("tool_name_match", 0.0) == 0.0
+    assert found["tool_decision_match"] == (0.0 if "find" in text else 1.0)
     assert found["exact_match"] == 1.0  # the tokens, as far as they go, are the same, and that is all it says
 
 

@@ -21,6 +21,7 @@ CHAT = {"tools": [{"type": "function", "function": {"name": "weather", "paramete
 RESPONSES = {"tools": [{"type": "function", "name": "weather", "parameters": WEATHER}, {"type": "web_search"}]}
 MESSAGES = {"tools": [{"name": "weather", "input_schema": WEATHER}], "tool_choice": {"type": "any"}}
 ASKED = Asked(tools={"weather": WEATHER, "now": {}})
+UNREADABLE = ToolCall("", None)
 OSLO = ToolCall("weather", {"city": "Oslo"})
 
 
@@ -66,8 +67,44 @@ def test_a_tool_that_must_be_called_leaves_its_arguments_alone_in_the_text() -> 
     assert list(calls_in('{"city": "Oslo"}', named)) == [OSLO]
 
 
-def compared(theirs: str, mine: str, body: Any = None, **more: Any) -> dict[str, float]:
-    champion, challenger = observation(answer(1, text=theirs)), observation(answer(1, text=mine), model="b")
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('{"name": "weather", "parameters": {"city": "Os', [UNREADABLE]),
+        ('<|python_tag|>{"name": "weather", "para', [UNREADABLE]),
+        ('<|python_tag|>weather.call(city="Os', [UNREADABLE]),
+        ('[{"name": "weather", "parameters": {"ci', [UNREADABLE]),
+        ('{"type": "function", "name": "wea', [UNREADABLE]),
+        ('{"na', [UNREADABLE]),
+        ("{", [UNREADABLE]),
+        ("[TOOL_", [UNREADABLE]),
+        ("<tool", [UNREADABLE]),
+        ('{"name": "weather", "parameters": {"city": "Oslo"}}; {"name": "no', [OSLO, UNREADABLE]),
+        ('{"name": "weather", "parameters": {"city": "Oslo"}}', [OSLO]),  # the limit was just enough
+        ('{"name": "Bo", "arguments": {"a', []),  # JSON, but of no tool that there is
+        ('{"type": "rain", "mm', []),
+        ('{"city": "Os', []),
+        ("[1, 2", []),
+        ("The weather in Os", []),
+        ("", []),
+    ],
+)
+def test_what_was_cut_off_and_begins_like_a_call_is_one_that_cannot_be_read(text: str, calls: list[ToolCall]) -> None:
+    assert list(calls_in(text, ASKED, cut=True)) == calls
+
+
+@pytest.mark.parametrize("choice", ["weather", "required"])
+@pytest.mark.parametrize("text", ['{"city": "Os', "[", "", "Let me"])
+def test_what_was_cut_off_and_had_to_be_a_call_is_one_that_cannot_be_read(text: str, choice: str) -> None:
+    asked = Asked(tools=ASKED.tools, tool_choice=choice)
+    assert list(calls_in(text, asked, cut=True)) == [UNREADABLE]
+    assert list(calls_in(text, asked)) == []
+
+
+def compared(theirs: str, mine: str, body: Any = None, *, finish_reason: str = "stop", **more: Any) -> dict[str, float]:
+    """``finish_reason`` is the challenger's."""
+    champion = observation(answer(1, text=theirs))
+    challenger = observation(answer(1, text=mine, finish_reason=finish_reason), model="b")
     return dict(tools.compare(met(champion, challenger, body=body or CHAT, **more)))
 
 
@@ -112,7 +149,36 @@ def test_whether_to_call_at_all_is_a_decision_of_its_own() -> None:
 
 
 def test_two_calls_that_cannot_be_read_are_not_the_same() -> None:
-    assert compared(hermes(BROKEN), hermes(BROKEN))["tool_call_match"] == 0.0
+    values = compared(hermes(BROKEN), hermes(BROKEN))
+    assert values["tool_call_match"] == values["tool_name_match"] == 0.0
+    assert values["tool_decision_match"] == 1.0  # both were meant to be one
+
+
+NAMED = CHAT | {"tool_choice": {"type": "function", "function": {"name": "weather"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [
+        ('{"name": "weather", "parameters": {"city": "Os', CHAT),
+        ('<tool_call>{"name": "weather", "argu', CHAT),
+        ('{"city": "Os', NAMED),
+        ('[{"name": "weather", "parameters": {"ci', MESSAGES),
+    ],
+)
+def test_two_calls_that_were_cut_off_are_no_tie(text: str, body: Any) -> None:
+    cut = observation(answer(1, text=text, finish_reason="length"))
+    assert tools.compare(met(cut, cut, body=body)) == dict.fromkeys(tools.NAMES, 0.0)
+
+
+def test_a_call_that_was_cut_off_agrees_with_no_decision() -> None:
+    for theirs in (hermes(A), "It is fine."):
+        assert compared(theirs, '{"name": "wea', finish_reason="length")["tool_decision_match"] == 0.0
+    for mine in ('[TOOL_CALLS]weather[ARGS]{"ci', hermes(A) + "<tool_call>"):  # as far as it goes, it is one
+        values = compared(hermes(A), mine, finish_reason="length")
+        assert values["tool_decision_match"] == 1.0
+        assert values["tool_name_match"] > 0.0
+    assert compared("It is fine.", "It is", finish_reason="length") == {"tool_decision_match": 1.0}
 
 
 @pytest.mark.parametrize("body", [CHAT, RESPONSES, MESSAGES])
@@ -122,8 +188,7 @@ def test_schemas_are_found_in_the_body_of_each_endpoint(body: Any) -> None:
 
 def test_who_had_to_call_and_did_not_is_not_valid() -> None:
     assert compared(hermes(A), "It is fine.", MESSAGES)["challenger_tool_valid"] == 0.0
-    named = CHAT | {"tool_choice": {"type": "function", "function": {"name": "weather"}}}
-    assert compared('{"city": "Oslo"}', "no", named)["challenger_tool_valid"] == 0.0
+    assert compared('{"city": "Oslo"}', "no", NAMED)["challenger_tool_valid"] == 0.0
 
 
 @pytest.mark.parametrize("body", [{}, {"tools": []}, CHAT | {"tool_choice": "none"}, {"tools": "weather"}])

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from understudy.compare.asked import ToolCall
 from understudy.compare.base import Pair
 from understudy.compare.calls import calls_in
+from understudy.compare.length import was_cut
 from understudy.compare.pairs import MISSING, has_missing
 from understudy.compare.schema import follows
 from understudy.types import Answer
@@ -19,7 +20,8 @@ from understudy.types import Answer
 NAMES = {
     "tool_call_match": "calls with the same name and arguments, over the calls of the side with more, 0 to 1",
     "tool_name_match": "calls with the same name, over the calls of the side with more, 0 to 1",
-    "tool_decision_match": "fraction of the answers in which both call a tool or neither does, 0 to 1",
+    "tool_decision_match": "fraction of the answers in which both call a tool or neither does, 0 to 1; one cut off in "
+    "its first call, before the name, agrees with none",
     "challenger_tool_valid": "fraction of the challenger's calls that name a tool of the request and fit its schema",
     "champion_tool_valid": "the same of the champion's",
 }
@@ -33,8 +35,8 @@ def compare(pair: Pair) -> Mapping[str, float]:
         return {}
     both = [tuple(_calls(answer, pair) for answer in answers) for answers in pair.answers]
     decisions = [
-        not has_missing(answers) and bool(theirs) == bool(mine)
-        for answers, (theirs, mine) in zip(pair.answers, both, strict=True)
+        not has_missing(answers) and _agree(*map(_decision, answers, each))
+        for answers, each in zip(pair.answers, both, strict=True)
     ]
     values = {"tool_decision_match": sum(decisions) / len(decisions)}
     called = [(theirs, mine) for theirs, mine in both if theirs or mine]
@@ -54,11 +56,23 @@ def _calls(answer: Answer, pair: Pair) -> Calls:
     if answer is MISSING:
         return ()
     found = None if pair.parse_tools is None else pair.parse_tools(answer.text, pair.asked)
-    return found or calls_in(answer.text, pair.asked)
+    return found or calls_in(answer.text, pair.asked, cut=was_cut(answer))
+
+
+def _decision(answer: Answer, calls: Calls) -> bool | None:
+    """Whether it calls a tool; None where it was cut off before anything of a call can be read."""
+    if was_cut(answer) and calls and not any(call.name or call.arguments is not None for call in calls):
+        return None
+    return bool(calls)
+
+
+def _agree(theirs: bool | None, mine: bool | None) -> bool:
+    return theirs is not None and theirs == mine
 
 
 def _names(calls: Calls) -> list[str]:
-    return [call.name for call in calls]
+    """Each that cannot be read is unlike all others."""
+    return [call.name or f"unreadable {id(call)}" for call in calls]
 
 
 def _whole(calls: Calls) -> list[str]:
