@@ -7,10 +7,14 @@ from dataclasses import replace
 
 from tests.builders import answer, exchange, observation
 
+from understudy.compare import COMPARATORS, load
 from understudy.report.floor import FloorFigure
+from understudy.report.numbers import FRACTIONS
 from understudy.report.tally import Tallies
 from understudy.report.view import divergence_figures, floor_figures
 from understudy.types import Comparison, Ending, Floor, State
+
+NUMBERS_THERE_ARE = {number for name in COMPARATORS for number in load(name).NAMES}
 
 
 def ending(challenger: dict[str, float], own: dict[str, float] | None) -> Ending:
@@ -39,6 +43,26 @@ def test_what_is_shown_is_the_excess() -> None:
     ]
     assert rows[0].note == "+20.0 points above the noise floor, 40 exchanges"
     assert rows[1].note == f"perplexity {math.exp(0.5):.4g}x its own, 40 exchanges"
+
+
+def test_every_fraction_with_a_title_has_a_row() -> None:
+    names = {f"challenger_{name}" if f"challenger_{name}" in NUMBERS_THERE_ARE else name for name in FRACTIONS}
+    rows = floor_figures([FloorFigure(name, 40, 0.75, 0.5) for name in ("exact_match", "token_agreement", *names)])
+    titles = ["same answer", "token agreement", *FRACTIONS.values()]
+    assert [row.name for row in rows] == [f"{title} again" for title in titles]
+
+
+def test_of_twins_the_champions_second_answer_is_beside_the_challengers() -> None:
+    """What is worse when high is above the floor when it is higher; the champion's first answer is in no row."""
+    whole, tallies = exchange(), Tallies()
+    own = {"champion_truncated": 0.0, "challenger_truncated": 0.25, "champion_tool_valid": 1.0}
+    mine = own | {"challenger_truncated": 0.5, "challenger_tool_valid": 0.5}
+    tallies.ended(whole, "a", ending(mine, own | {"challenger_tool_valid": 0.75}))
+    (summary,) = tallies.summaries({"a": None})
+    assert [(row.name, row.champion, row.challenger, row.note) for row in floor_figures(summary.floor)] == [
+        ("tool calls valid again", "75.0%", "50.0%", "+25.0 points above the noise floor, 1 exchanges"),
+        ("cut off at the limit again", "25.0%", "50.0%", "+25.0 points above the noise floor, 1 exchanges"),
+    ]
 
 
 def test_divergences_are_shown_where_there_are_any() -> None:

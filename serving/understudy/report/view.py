@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from understudy.compare.ranking import HIGH_IS_WORSE
 from understudy.report.cost import assumption, cost_figures
 from understudy.report.coverage import coverage_figures
 from understudy.report.figure import DASH, Figure, percent
 from understudy.report.floor import FloorFigure
-from understudy.report.numbers import number_figures
+from understudy.report.numbers import FRACTIONS, number_figures
 from understudy.report.summary import ChallengerSummary, Disagreement, Paired
 from understudy.types import DraftCounts
 
@@ -188,11 +189,7 @@ def _paired(one: Paired) -> Figure:
 
 
 MAX_EXPONENT = 700.0
-FLOOR_ROWS = {
-    "exact_match": "same answer again",
-    "token_agreement": "token agreement again",
-    "text_similarity": "text similarity again",
-}
+FLOOR_ROWS = {"exact_match": "same answer", "token_agreement": "token agreement"} | FRACTIONS
 """What is shown of the noise floor as fractions; the summary has every number."""
 
 
@@ -210,16 +207,23 @@ def floor_figures(figures: Sequence[FloorFigure]) -> tuple[Figure, ...]:
     known = {figure.name: figure for figure in figures}
     rows = []
     for name, title in FLOOR_ROWS.items():
-        if name in known:
-            figure = known[name]
-            note = f"{points(-figure.excess)} points above the noise floor, {number(figure.exchanges)} exchanges"
-            rows.append(Figure(title, percent(figure.own), percent(figure.challenger), note))
+        # Of twins only the second answer's: champion_X is about the first one, whoever is beside it.
+        figure = known.get(f"challenger_{name}", known.get(name))
+        if figure is not None:
+            rows.append(_again(figure, title))
     own_tokens = known.get("champion_logprob")
     if own_tokens is not None:
         ratio = math.exp(min(-own_tokens.excess, MAX_EXPONENT))
         note = f"perplexity {ratio:.4g}x its own, {number(own_tokens.exchanges)} exchanges"
         rows.append(Figure("champion's tokens read", _nats(own_tokens.own), _nats(own_tokens.challenger), note))
     return tuple(rows)
+
+
+def _again(figure: FloorFigure, title: str) -> Figure:
+    """Above the floor is what is worse than the champion's second answer: less agreement, more that is cut off."""
+    above = figure.excess if figure.name in HIGH_IS_WORSE else -figure.excess
+    note = f"{points(above)} points above the noise floor, {number(figure.exchanges)} exchanges"
+    return Figure(f"{title} again", percent(figure.own), percent(figure.challenger), note)
 
 
 def _draft(draft: DraftCounts | None) -> tuple[Figure, ...]:
