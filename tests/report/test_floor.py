@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tests.builders import answer, exchange, observation
 
 from understudy.compare import COMPARATORS, load
+from understudy.report.fetch import _summary
 from understudy.report.floor import FloorFigure
 from understudy.report.numbers import FRACTIONS
+from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
 from understudy.report.view import divergence_figures, floor_figures
 from understudy.types import Comparison, Ending, Floor, State
@@ -63,6 +66,15 @@ def test_of_twins_the_champions_second_answer_is_beside_the_challengers() -> Non
         ("tool calls valid again", "75.0%", "50.0%", "+25.0 points above the noise floor, 1 exchanges"),
         ("cut off at the limit again", "25.0%", "50.0%", "+25.0 points above the noise floor, 1 exchanges"),
     ]
+
+
+def test_the_excess_is_in_the_json_and_is_read_with_and_without() -> None:
+    summary = ChallengerSummary("a", floor=(FloorFigure("exact_match", 40, 0.75, 0.5),))
+    sent = json.loads(json.dumps(asdict(summary)))
+    assert sent["floor"] == [{"name": "exact_match", "exchanges": 40, "own": 0.75, "challenger": 0.5, "excess": -0.25}]
+    assert _summary(sent) == summary
+    del sent["floor"][0]["excess"]  # an older server
+    assert _summary(sent) == summary
 
 
 def test_divergences_are_shown_where_there_are_any() -> None:

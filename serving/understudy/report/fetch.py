@@ -51,7 +51,7 @@ def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
     disagreements = tuple(Disagreement(**one) for one in raw["disagreements"])
     draft = None if raw.get("draft") is None else DraftCounts(**raw["draft"])
     paired = tuple(Paired(**one) for one in raw.get("paired", ()))
-    floor = tuple(FloorFigure(**one) for one in raw.get("floor", ()))
+    floor = tuple(_floor(one) for one in raw.get("floor", ()))
     numbers = tuple(NumberFigure(**one) for one in raw.get("numbers", ()))
     coverage = tuple(Coverage(**one) for one in raw.get("coverage", ()))
     read = {
@@ -63,3 +63,8 @@ def _summary(raw: Mapping[str, Any]) -> ChallengerSummary:
         "draft": draft,
     }
     return ChallengerSummary(**{**raw, **read})
+
+
+def _floor(raw: Mapping[str, Any]) -> FloorFigure:
+    """Its excess is computed again: it follows from the means, and older servers do not send it."""
+    return FloorFigure(raw["name"], raw["exchanges"], raw["own"], raw["challenger"])

@@ -13,17 +13,20 @@ from understudy.types import Ending
 
 @dataclass(frozen=True, slots=True)
 class FloorFigure:
-    """One number of a comparator. ``own`` and ``challenger`` are means over the same ``exchanges``."""
+    """One number of a comparator. ``own`` and ``challenger`` are means over the same ``exchanges``.
+
+    ``excess`` is the challenger's mean minus the champion's own: what is left when the noise is taken away. It is a
+    field, so that the report's JSON has it.
+    """
 
     name: str
     exchanges: int
     own: float
     challenger: float
+    excess: float = field(init=False)
 
-    @property
-    def excess(self) -> float:
-        """The challenger's mean minus the champion's own: what is left when the noise is taken away."""
-        return self.challenger - self.own
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "excess", self.challenger - self.own)
 
 
 @dataclass
