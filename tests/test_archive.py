@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from tests.builders import exchange, in_loop
+from tests.record.builders import small_queue
 
 from understudy.archive import REPLAY_BATCH, Archive
 from understudy.browse.select import Filters
@@ -90,6 +92,24 @@ async def test_what_a_run_left_unfinished_ends_as_expired_and_is_recorded_so(tmp
         assert found[0]["challengers"]["rival"]["state"] == "expired"
         assert found[0]["challengers"]["rival"]["detail"] == "restart"
         await again.close()
+
+
+@in_loop
+async def test_a_run_may_leave_more_unfinished_than_the_writer_can_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    for number in range(105):
+        first.accepted(asked(number), ["rival"], {"rival": number + 1})
+    await first.close()
+    small_queue(monkeypatch)
+    again = await opened(tmp_path)
+    assert again.take_up()["rival"].expired == 105
+    await again.replayed.wait()
+    assert (again.status()["lost"], again.incomplete) == (0, False)
+    assert Counter(view["challengers"]["rival"]["state"] for view in scan(tmp_path)) == {"expired": 105}
+    await again.close()
 
 
 @in_loop

@@ -22,7 +22,7 @@ from understudy.errors import Locked, RecordError, Refused
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
-from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, from_json, upkeep
+from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, Unfinished, from_json, upkeep
 from understudy.record.care import needs_care
 from understudy.record.labels import current_label, feedback_of, is_given
 from understudy.record.recording import Recording, keep_rule
@@ -169,10 +169,9 @@ class Archive:
         self._resends = resends
         if self._keeper is None:
             return {}
-        recovery = self._keeper.recovery
-        for left in recovery.unfinished:
-            self._keeper.append(Ended(left.exchange_id, left.challenger, RESTARTED, time.time()))
-        self._replaying = asyncio.create_task(self._replay(), name="archive-replay")
+        recovery, num_now = self._keeper.recovery, self._keeper.num_at_once
+        self._expire(recovery.unfinished[:num_now])
+        self._replaying = asyncio.create_task(self._replay(recovery.unfinished[num_now:]), name="archive-replay")
         if self._recording is not None:
             self._caring = asyncio.create_task(self._care(self._recording), name="archive-care")
         return {name: counts.expire_pending() for name, counts in recovery.counts.items()}
@@ -387,9 +386,27 @@ class Archive:
         self._judge.ended(exchange, challenger, ending)
         self._tallies.ended(exchange, challenger, ending)
 
-    async def _replay(self) -> None:
+    def _expire(self, unfinished: Iterable[Unfinished]) -> None:
+        for left in unfinished:
+            self._append(Ended(left.exchange_id, left.challenger, RESTARTED, time.time()))
+
+    async def _expire_all(self, unfinished: Sequence[Unfinished]) -> None:
+        """More than the keeper takes at once. Those for which there is no room any more end at the next start."""
+        assert self._keeper is not None
+        size = self._keeper.num_at_once
+        for first in range(0, len(unfinished), size):
+            await self._flushed()
+            recording, why_not = self._keeper.health()
+            if not recording:
+                log.error("%d exchanges that never ended are not judged: %s", len(unfinished) - first, why_not)
+                self.incomplete = True
+                return
+            self._expire(unfinished[first : first + size])
+
+    async def _replay(self, unfinished: Sequence[Unfinished]) -> None:
         """Read in a thread, judge in the loop, a few exchanges at a time."""
         assert self._keeper is not None
+        await self._expire_all(unfinished)
         await self._flushed()
         for given in await asyncio.to_thread(self._all_feedback):
             self.waiting.add(given)

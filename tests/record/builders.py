@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from understudy.record import Accepted, Disk, Ended, Feedback, RecordKeeper, World, WriterLimits
 from understudy.record.lines import scan
 from understudy.types import (
@@ -101,6 +103,14 @@ QUIET = World(wait=wait_until_asked)
 
 def open_keeper(folder: Path, *, world: World = QUIET, **options: Any) -> RecordKeeper:
     return RecordKeeper.open(folder, **{"describe_parameters": plain, "world": world, **options})
+
+
+def small_queue(monkeypatch: pytest.MonkeyPatch, max_queued: int = 20) -> None:
+    """Every keeper that somebody else opens takes no more than that, and writes only when it must."""
+    options: Any = RecordKeeper.open
+    limits = WriterLimits(max_queued=max_queued)
+    for name, value in (("limits", limits), ("world", QUIET)):
+        monkeypatch.setitem(options.__func__.__kwdefaults__, name, value)
 
 
 def flush(keeper: RecordKeeper) -> None:

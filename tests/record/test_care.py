@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from understudy.record.signing import make_key
 from understudy.record.sources import Source
 from understudy.types import State
 
-from .builders import accepted, ended, feedback, flush, open_keeper
+from .builders import accepted, ended, feedback, flush, open_keeper, small_queue
 
 SECRET = b"the quick brown fox"
 
@@ -193,7 +194,8 @@ def test_feedback_that_has_the_id_in_clear_belongs_to_its_pseudonym(spec: Record
     keeper = open_keeper(Recording.of(spec, "replica-1").log)  # in full
     keeper.append(Feedback("ann@example.com", "in clear", 1.0))
     keeper.close()
-    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 1 records erased", "replica-1: 1 records erased"]
+    # with the "orphaned" of the one that took the folder
+    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 2 records erased", "replica-1: 1 records erased"]
     assert b"ann@example.com" not in everything(spec)
 
 
@@ -215,7 +217,7 @@ def test_a_server_that_was_down_while_the_request_was_young_looks_again(
     keeper = open_keeper(recording.log)
     keeper.append(of_user(1, "ann"))
     keeper.close()
-    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 1 records erased"]
+    assert list(erase_now(spec, ["user=ann"])) == ["replica-0: 2 records erased"]  # with "orphaned", as above
     keeper = open_keeper(recording.log)
     keeper.append(ended(1))  # was on its way; then the server was down for an hour
     keeper.close()
@@ -223,7 +225,7 @@ def test_a_server_that_was_down_while_the_request_was_young_looks_again(
     monkeypatch.setattr(time, "time", lambda: now_unix_s + 3600)
     assert needs_care(recording, is_orphan=True)
     with adopted(recording) as enter:
-        assert care(recording, enter)["erased"] == 2  # and the "orphaned" of the one that took the folder
+        assert care(recording, enter)["erased"] == 1
     assert ids(spec.url) == []
     (one,) = erase.requests(root_of(recording))
     assert not erase.is_due(one, recording.store)
@@ -322,6 +324,19 @@ def test_an_orphaned_log_is_adopted_and_a_living_one_is_not(spec: RecordSpec) ->
     again.append(ended(100, state=State.CANCELLED))
     again.close()
     assert holds(orphan) == []
+
+
+def test_an_orphan_with_more_unfinished_than_the_writer_can_queue_is_ended_whole(
+    spec: RecordSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, orphan = Recording.of(spec, "replica-0"), Recording.of(spec, "replica-1")
+    keeper = open_keeper(orphan.log)
+    for number in range(105):
+        keeper.append(accepted(number))
+    keeper.close()
+    small_queue(monkeypatch)
+    assert adopt(mine, lambda name: Recording.of(spec, name)) == (["replica-1"], {})
+    assert Counter(view["challengers"]["b"]["state"] for view in scan(spec.url)) == {"expired": 105}
 
 
 def test_an_orphan_that_cannot_be_cared_for_is_said_and_stops_no_other(spec: RecordSpec) -> None:

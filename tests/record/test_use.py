@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from understudy.cli import cli
 from understudy.config import RecordSpec
 from understudy.errors import RecordError
-from understudy.record import Control, Feedback, scan
+from understudy.record import Control, Event, Feedback, scan
 from understudy.record.audit import audit
 from understudy.record.chat import label_of, messages_of
 from understudy.record.columns import COLUMNS
@@ -26,6 +26,8 @@ from understudy.record.lines import segment_path
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording
+from understudy.record.schema import Head
+from understudy.record.scribe import Scribe
 from understudy.record.seal import seal
 from understudy.record.sealed import arrow_schema
 from understudy.record.sources import Source
@@ -33,7 +35,7 @@ from understudy.record.sql import query
 from understudy.record.store import RemoteStore, store_at
 from understudy.types import State, Taken
 
-from .builders import accepted, ended, feedback, flush, open_keeper
+from .builders import accepted, ended, feedback, flush, open_keeper, small_queue
 
 CHAT = b'{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]}'
 
@@ -279,6 +281,29 @@ def test_feedback_from_files_into_a_record(url: Path, tmp_path: Path) -> None:
     keeper.append(accepted(99, client_request_id="not-there"))
     keeper.close()
     assert pending(str(url)) == ["nobody"]
+
+
+def test_more_feedback_than_the_writer_can_queue_is_all_recorded(url: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_queue(monkeypatch)
+    many = [Feedback(f"late-{number}", "good", 1.0) for number in range(105)]
+    assert enter(str(url), many)[0] == 105
+    assert len(pending(str(url))) == 106  # and nobody
+    assert enter(str(url), many)[0] == 0
+
+
+def test_feedback_that_is_not_all_on_disk_is_an_error(url: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, real = [Feedback(f"late-{number}", "good", 1.0) for number in range(5)], Scribe.append
+
+    def broken(self: Scribe, line: bytearray, event: Event) -> Head:
+        if isinstance(event, Feedback) and event.id == "late-3":
+            raise ValueError("it makes no record")
+        return real(self, line, event)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scribe, "append", broken)
+        with pytest.raises(RecordError, match="1 events were lost"):
+            enter(str(url), many)
+    assert enter(str(url), many)[0] == 1  # again, and only what was missing
 
 
 def test_the_feedback_command(url: Path, tmp_path: Path) -> None:

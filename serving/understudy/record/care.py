@@ -140,8 +140,8 @@ def adopted(recording: Recording) -> Iterator[Enter]:
     """
     keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store)
     try:
-        for left in keeper.recovery.unfinished:
-            keeper.append(Ended(left.exchange_id, left.challenger, ORPHANED, time.time()))
+        left = keeper.recovery.unfinished
+        keeper.append_all(Ended(each.exchange_id, each.challenger, ORPHANED, time.time()) for each in left)
         yield lambda action, detail, actor=SERVER: keeper.enter(Control(action, time.time(), detail, actor=actor))
     finally:
         keeper.close()

@@ -131,7 +131,8 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
     the label is redacted.
 
     Raises:
-        RecordError: there is no record, its rule cannot be known, or somebody else is doing this.
+        RecordError: there is no record, its rule cannot be known, somebody else is doing this, or not all of it is on
+            disk; to give it again repeats nothing.
         ConfigError: a redactor of the rule cannot be had here.
     """
     spec = with_rule(RecordSpec(url=url) if spool is None else RecordSpec(url=url, spool=spool))
@@ -142,7 +143,9 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
     before = {id: [as_given(id, one) for *_, one in sorted(all, key=itemgetter(0, 1))] for id, all in there.items()}
     keeper = RecordKeeper.open(recording.log, describe_parameters=dict, store=recording.store, privacy=privacy)
     num_new, unknown = 0, []
-    try:
+
+    def new() -> Iterator[Feedback]:
+        nonlocal num_new
         for one in in_order(given):
             id, label, name = privacy.id(one.id), privacy.label(one.label), privacy.label(one.name)
             if id not in ids:
@@ -150,8 +153,11 @@ def enter(url: str, given: Iterable[Feedback], spool: str | None = None) -> tupl
             known, recorded = before.setdefault(id, []), Feedback(id, label, one.at_unix_s, one.value, name)
             if not is_given(recorded, known):
                 known.append(recorded)
-                keeper.append(one)
                 num_new += 1
+                yield one
+
+    try:
+        keeper.append_all(new())
     finally:
         keeper.close()
     return num_new, unknown

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,6 +114,11 @@ class RecordKeeper:
         return self._writer.num_lost
 
     @property
+    def num_at_once(self) -> int:
+        """So many may be appended between two flushes by who has many; append_all() does it."""
+        return self._writer.num_at_once
+
+    @property
     def num_undescribed(self) -> int:
         """Exchanges since open() that were recorded without their parameters."""
         return self._scribe.num_undescribed
@@ -129,6 +135,18 @@ class RecordKeeper:
         counted in ``num_lost``.
         """
         self._writer.append(event)
+
+    def append_all(self, events: Iterable[Event]) -> None:
+        """Make any number of events durable, no faster than they are written. Blocks; not on an event loop.
+
+        Raises:
+            RecordError: some are not on disk. What was lost before and no flush() has spoken of counts too.
+        """
+        remaining = iter(events)
+        while batch := list(islice(remaining, self.num_at_once)):
+            for event in batch:
+                self.append(event)
+            asyncio.run(self.flush())
 
     def begin_file(self) -> None:
         """What is appended next begins a new file of the log: all before it can be sealed."""

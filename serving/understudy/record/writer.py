@@ -91,6 +91,7 @@ class Writer:
 
     Attributes:
         num_lost: events that are not in the log and never will be.
+        num_at_once: events that who has many appends between two flushes, so that the others' find room.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Writer:
     ) -> None:
         """Nothing happens before start(). ``checkpoint`` signs where the chain stands, if there is a key."""
         self._log, self._on_disk, self._scribe = log, on_disk, scribe
+        self.num_at_once = max(1, limits.max_queued // 10)
         self._limits, self._world = limits, world
         # All that callers and the thread share. A deque's append, popleft and len are atomic.
         self._queue: deque[Event | Flush] = deque()
