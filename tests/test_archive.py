@@ -291,6 +291,7 @@ async def test_changed_gates_are_entered_at_the_first_start_that_has_them(tmp_pa
         archive = await opened(tmp_path)
         archive.take_up()
         hashes = {"gates": [sha], "gates_sha256": sha}
+        archive.identify(hashes, {})
         archive.control("start", {}, hashes)
         archive.compare_gates(hashes, dict)
         assert archive._comparing is not None

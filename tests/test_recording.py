@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from tests.builders import exchange, in_loop
 
 import understudy.archive as archive_module
 from understudy.archive import Archive
+from understudy.browse.champion import champion_in
 from understudy.config import RecordSpec, ShadowSpec
 from understudy.engines.fake import FakeEngine
 from understudy.errors import ConfigError, RecordError
@@ -23,6 +25,7 @@ from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, given, scan, upkeep
 from understudy.record.audit import audit
+from understudy.record.care import Enter, care
 from understudy.record.lines import segments
 from understudy.record.recording import Recording
 from understudy.record.seal import seal
@@ -31,9 +34,12 @@ from understudy.record.signing import Signer, make_key
 from understudy.record.sources import Source
 from understudy.record.sql import query
 from understudy.record.store import RemoteStore
+from understudy.recorded import identities
 from understudy.types import Answer, Ending, RequestFacts, State
 
 from .builders import Offer
+
+DAY_S = 86_400.0
 
 
 def describe(_: Any) -> Mapping[str, Any]:
@@ -108,6 +114,51 @@ async def test_the_archive_has_its_record_cared_for(tmp_path: Path, monkeypatch:
     assert await archive.find("x2")
     await archive.close()
     assert not guard.swallowed
+
+
+@in_loop
+async def test_what_is_compared_stands_in_the_record_longer_than_retention_keeps_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entered again with each retention, so that the report, a replay and the next start's gates can be had."""
+    spec = RecordSpec(url=str(tmp_path / "r"), retention="30d")
+    recording = Recording.of(spec, "replica-0").of_rollout("abc123")
+    gates = {"gates": ["then"], "gates_sha256": "77"}
+    identity = {"champion": {"name": "champion", "model": "org/lead"}, "challengers": [], **gates}
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: 1_732_435_200.0)
+        archive = await opened(recording)
+        archive.identify(identity, {})
+        archive.control("start", {}, gates)
+        archive.control("pause", {})
+        await archive.find("anything")
+        patched.setattr(time, "time", lambda: 1_732_435_200.0 + 10 * DAY_S)
+        keeper: Any = archive._keeper
+        keeper.begin_file()
+        archive.control("resume", {})
+        await archive.find("anything")
+    monkeypatch.setattr(archive_module, "CARE_S", 0.01)
+    removed = asyncio.Event()
+
+    async def cared(recording: Recording, enter: Enter, *, adopting: bool) -> dict[str, Any]:
+        del adopting  # in this process: the clock of its own would be another
+        if await asyncio.to_thread(lambda: care(recording, enter)["removed"]):
+            removed.set()
+        return {}
+
+    monkeypatch.setattr(upkeep, "run", cared)
+    archive.take_up()
+    await removed.wait()
+    await archive.close()
+    assert query(spec.url, "SELECT action FROM controls WHERE action IN ('start', 'pause')")[1] == []
+    assert [each["rollout"] for each in identities(spec.url)] == ["abc123"]
+    assert champion_in(spec.url) == {"name": "champion", "model": "org/lead", "engine_args": {}}
+    again = await opened(recording)
+    again.compare_gates({"gates": ["now"], "gates_sha256": "78"}, dict)
+    comparing: Any = again._comparing
+    await comparing
+    await again.close()
+    assert len(query(spec.url, "SELECT actor FROM controls WHERE action = 'gates_changed'")[1]) == 1
 
 
 @in_loop

@@ -85,6 +85,7 @@ class Archive:
         self._resends: Collection[State] = ()
         self._caring: asyncio.Task[None] | None = None
         self._comparing: asyncio.Task[None] | None = None
+        self._identity: Mapping[str, Any] = {}
         self._num_unrecorded = 0
         self._open_keeper: Callable[[], RecordKeeper] | None = None
         self._opener: Callable[[Recording], RecordKeeper] | None = None
@@ -259,6 +260,11 @@ class Archive:
         """Something was done to the shadow as a whole; by whom."""
         self._append(Control(action, time.time(), detail or {}, offered, actor=actor))
 
+    def identify(self, detail: Mapping[str, Any], offered: Mapping[str, int]) -> None:
+        """Enter what is compared (``identity``), now and again whenever retention removes something."""
+        self._identity = detail
+        self.control("identity", offered, detail)
+
     async def enter(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any], actor: str) -> None:
         """The same, for what must not be done without its entry: it is durable when this returns.
 
@@ -283,7 +289,8 @@ class Archive:
         self, keeper: RecordKeeper, now: Mapping[str, Any], offered: Callable[[], Mapping[str, int]]
     ) -> None:
         with self._guard("gates"):
-            last = await asyncio.to_thread(keeper.reader.last_control, "start", self._started_unix_s)
+            # and not "start": after a while of retention the newest identity is all there is of it
+            last = await asyncio.to_thread(keeper.reader.last_control, "identity", self._started_unix_s)
             before = {name: (last or {}).get("detail", {}).get(name) for name in now}
             known = None not in (before["gates_sha256"], now["gates_sha256"])  # a model that cannot be hashed
             if known and before["gates_sha256"] != now["gates_sha256"]:
@@ -364,7 +371,10 @@ class Archive:
         assert keeper is not None
 
         def enter(action: str, detail: Mapping[str, Any], actor: str | None = SERVER) -> None:
-            keeper.enter(Control(action, time.time(), detail, actor=actor))
+            entries = [Control(action, time.time(), detail, actor=actor)]
+            if action == "retention" and self._identity:  # the segment that has it may be among those that go
+                entries.insert(0, Control("identity", time.time(), self._identity, actor=SERVER))
+            keeper.enter(*entries)
 
         for turn in count():
             await asyncio.sleep(CARE_S)

@@ -110,7 +110,7 @@ class Server:
                 self.app = await self._build_app()
             await self._station.start(self._facts)
             self._lane.start()
-            archive.control("identity", self._lane.offered(), detail)
+            archive.identify(detail, self._lane.offered())
             hashes = {name: detail.get(name) for name in ("config_sha256", "gates_sha256", "gates")}
             archive.control("start", self._lane.offered(), hashes)
             archive.compare_gates({name: hashes[name] for name in ("gates", "gates_sha256")}, self._lane.offered)

@@ -152,20 +152,21 @@ class RecordKeeper:
         """What is appended next begins a new file of the log: all before it can be sealed."""
         self._writer.begin_file()
 
-    def enter(self, event: Event) -> None:
-        """Make an event durable now, and begin a new file: all before it can be sealed. Blocks; not on an event loop.
+    def enter(self, *events: Event) -> None:
+        """Make events durable now, one by one, in a new file: all before can be sealed. Blocks; not on an event loop.
 
         What was lost before does not matter here, for the caller would think that this was, and enter it again.
 
         Raises:
-            RecordError: it is not durable. Where recording is off, it will not be; where the store fails at this very
-                event, it waits to be written like any other.
+            RecordError: one is not durable, and those after it will not be. Where recording is off, none will be; where
+                the store fails at this very event, it waits to be written like any other.
         """
         recording, why_not = self.health()
         if not recording:
             raise RecordError(f"nothing is recorded: {why_not}")
         self._writer.begin_file()
-        asyncio.run(self._flush(event))
+        for event in events:
+            asyncio.run(self._flush(event))
 
     async def flush(self) -> None:
         """Return when everything appended before is on disk.
