@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -263,6 +265,37 @@ async def test_feedback_for_ids_that_are_not_known_is_kept_and_reported_across_r
     await last.replayed.wait()
     assert last.waiting.ids() == ["nobody"]
     await last.close()
+
+
+@in_loop
+async def test_feedback_that_is_read_after_its_exchange_came_does_not_wait_for_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    assert not await first.feedback(Feedback("request-now", "billing", 1.0))
+    await first.close()
+    real = Archive._all_feedback
+    has_read, go_on = threading.Event(), threading.Event()
+
+    def held(self: Archive) -> Any:
+        found = real(self)
+        has_read.set()
+        go_on.wait()
+        return found
+
+    monkeypatch.setattr(Archive, "_all_feedback", held)
+    again = await opened(tmp_path)
+    again.take_up()
+    await asyncio.to_thread(has_read.wait)
+    now = replace(asked(0), exchange_id="now", request_id="request-now", arrived_unix_s=time.time())
+    again.accepted(now, ["rival"], {"rival": 1})
+    again.ended(now, "rival", compared("label: billing"))
+    go_on.set()
+    await again.replayed.wait()
+    assert again.waiting.ids() == []
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
+    await again.close()
 
 
 @pytest.mark.parametrize(

@@ -417,16 +417,18 @@ class Archive:
         """Read in a thread, judge in the loop, a few exchanges at a time."""
         assert self._keeper is not None
         await self._expire_all(unfinished)
-        await self._flushed()
         for given in await asyncio.to_thread(self._all_feedback):
             self.waiting.add(given)
+        await self._flushed()  # what came before this is read, and takes what waits for it; later ones have
         views = self._keeper.iterate()
         while (batch := await asyncio.to_thread(self._next_batch, views)) is not None:
             for rollout, exchange, endings, label in batch:
                 with self._guard("replay"):  # nor one that cannot be judged
+                    waited = self.waiting.take(ids_of(exchange))
                     if exchange.arrived_unix_s >= self._started_unix_s:
+                        for given in waited:  # read from the record before it came, and added after
+                            self._hear_feedback(exchange.exchange_id, given)
                         continue  # heard live
-                    self.waiting.take(ids_of(exchange))
                     if rollout != self._rollout:  # of other models, or for other gates: no evidence for these
                         self.num_other_rollouts += 1
                         continue
