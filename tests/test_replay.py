@@ -129,6 +129,12 @@ def test_a_record_names_its_champion(tmp_path: Path) -> None:
         "engine_args": {"tokenizer": "org/words"},
     }
     assert champion_in(str(write(tmp_path / "old", accepted(1)))) is None
+    keeper = open_keeper(record / "replica-1")  # of a time when there were two
+    keeper.append(Control("identity", 0.5, {"champion": {"name": "champion", "model": "org/before"}}))
+    keeper.close()
+    found = champion_in(str(record))
+    assert found is not None
+    assert found["model"] == "org/lead"
 
 
 def test_what_an_interrupted_replay_has_done_is_not_done_again(tmp_path: Path) -> None:

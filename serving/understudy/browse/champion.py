@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ def champion_in(record: str, spool: Path | None = None) -> dict[str, Any] | None
         RecordError: there is no record.
     """
     found: dict[str, Any] | None = None
+    found_unix_s = -inf
     for source in sources_at(record, spool):
         for control in RecordReader(source).controls("identity"):
-            if said := control["detail"].get("champion"):
+            said, at_unix_s = control["detail"].get("champion"), control["at_unix_s"]
+            if said and at_unix_s >= found_unix_s:
                 found = {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
+                found_unix_s = at_unix_s
     return found
 
 
