@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 from tests.builders import exchange, in_loop
-from tests.record.builders import small_queue
+from tests.record.builders import SMALL, FakeDisk, open_keeper, small_queue
 
 from understudy.archive import REPLAY_BATCH, Archive
 from understudy.browse.select import Filters
@@ -23,7 +23,7 @@ from understudy.config import parse
 from understudy.engines.fake import FakeEngine
 from understudy.engines.placements import Engines
 from understudy.engines.quarantine import Quarantine
-from understudy.errors import RecordError, Refused
+from understudy.errors import NotKept, RecordError, Refused
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
@@ -119,12 +119,40 @@ async def test_a_store_that_cannot_be_had_stops_nothing_and_says_so(tmp_path: Pa
     (tmp_path / "taken").write_text("a file where the folder should be")
     archive = await opened(tmp_path / "taken")
     assert archive.take_up() == {}
-    await fill(archive, 2)
+    archive.accepted(asked(1), ["rival"], {"rival": 1})
+    archive.ended(asked(1), "rival", compared("label: billing"))
+    with pytest.raises(NotKept, match="nothing is recorded"):
+        await archive.feedback(Feedback("x1", "billing", 1.0))
+    assert archive.waiting.ids() == []  # the same again is no repetition
     assert await archive.find("x1") == []
     status = archive.status()
     assert status["recording"] is False
     assert "nothing is recorded" in status["detail"]
     await archive.close()
+
+
+@in_loop
+async def test_feedback_is_kept_while_recording_is_off_and_refused_where_there_is_no_room(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    keeper = open_keeper(tmp_path, disk=disk.seams(), limits=SMALL)
+    archive = Archive(keeper, "", GATES, Guard())
+    disk.free_bytes = 0
+    assert not await archive.feedback(Feedback("first", "billing", 1.0))
+    num_kept = 1
+    while not keeper.why_full():
+        assert not await archive.feedback(Feedback(f"{num_kept}", "billing" * 20, 1.0))
+        assert archive.status()["recording"] is False
+        num_kept += 1
+    with pytest.raises(NotKept, match=r"no room for more; recording is off: .*No space left"):
+        await archive.feedback(Feedback("one more", "billing", 1.0))
+    assert (len(archive.waiting.ids()), archive.status()["lost"]) == (num_kept, 0)
+    disk.free_bytes = 1 << 20
+    await keeper.flush()
+    assert not await archive.feedback(Feedback("one more", "billing", 1.0))
+    await archive.close()
+    assert len(list(RecordReader(tmp_path).feedback())) == num_kept + 1
+    with pytest.raises(NotKept, match="it was closed"):
+        await archive.feedback(Feedback("late", "billing", 1.0))
 
 
 @in_loop

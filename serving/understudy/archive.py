@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.config import RecordSpec
-from understudy.errors import Locked, RecordError, Refused
+from understudy.errors import Locked, NotKept, RecordError, Refused
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
@@ -237,7 +237,12 @@ class Archive:
 
         Returns:
             Whether the id is known. One that is not may come yet, or was never sampled.
+
+        Raises:
+            NotKept: there is no record, or no room: it would be lost, and counts for nothing.
         """
+        if why_not := self._why_not if self._keeper is None else self._keeper.why_full():
+            raise NotKept(why_not)
         waits = self.waiting.has(given)
         if not waits:
             self.waiting.add(given)  # before anything awaits: its exchange may come just now, and takes it

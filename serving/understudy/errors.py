@@ -13,6 +13,7 @@ UnderstudyError
 ├── Refused              a decision that the rules do not allow
 └── RecordError          the record cannot be read or written
     ├── Erased               this record was erased on purpose
+    ├── NotKept              what was given cannot be recorded now
     └── Locked               somebody else writes or seals it
 """
 
@@ -79,6 +80,10 @@ class RecordError(UnderstudyError):
 
 class Erased(RecordError):
     """This record was erased on purpose."""
+
+
+class NotKept(RecordError):
+    """What was given cannot be recorded now; who gave it has to give it again."""
 
 
 class Locked(RecordError):

@@ -108,6 +108,7 @@ async def compare(server: Server, prompts: Sequence[Prompt], *, concurrency: int
 
     Raises:
         EngineDead: the champion is gone; what was done is in the record.
+        NotKept: a label cannot be recorded any more; the same command goes on from there.
     """
     refused: dict[int, str] = {}
     transport = httpx.ASGITransport(server.app, raise_app_exceptions=False)  # a fault is one answer of 500
@@ -136,7 +137,11 @@ async def replay(
     concurrency: int,
     console: Console,
 ) -> Outcome:
-    """Offer recorded exchanges to the lane, each with its feedback, and wait until every challenger has ended each."""
+    """Offer recorded exchanges to the lane, each with its feedback, and wait until every challenger has ended each.
+
+    Raises:
+        NotKept: feedback cannot be recorded any more; the same command goes on from there.
+    """
 
     async def offer(each: Recorded) -> None:
         server.offer(each.offered, each.floor)

@@ -214,7 +214,7 @@ class Server:
         return await self._archive.find(any_id)
 
     async def feedback(self, given: Feedback) -> bool:
-        """Keep it, and judge by its label wherever the id is known."""
+        """Keep it, and judge by its label wherever the id is known. Raises NotKept."""
         return await self._archive.feedback(given)
 
     def waiting(self) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.builders import in_loop
 
 from understudy.api.routes import MAX_FEEDBACK_BYTES, build
-from understudy.errors import RecordError, Refused
+from understudy.errors import NotKept, RecordError, Refused
 from understudy.promotion import Promotion
 from understudy.record import Feedback
 
@@ -40,6 +40,8 @@ class FakeShadow:
         return self.known.get(any_id, [])
 
     async def feedback(self, given: Feedback) -> bool:
+        if self.fault is not None:
+            raise self.fault
         self.asked.append(("feedback", given.id, given.label, given.value, given.name))
         return given.id in self.known
 
@@ -236,6 +238,13 @@ async def test_feedback(known: bool) -> None:
     await ask("POST", "/shadow/feedback", shadow, json=worth)
     assert shadow.asked[1:] == [("feedback", "x", "", 12.0, "revenue_usd")]
     assert (await ask("GET", "/shadow/feedback", shadow)).json() == {"pending": ["nobody"]}
+
+
+@in_loop
+async def test_feedback_that_cannot_be_kept_is_to_be_sent_again() -> None:
+    shadow = FakeShadow(fault=NotKept("nothing is recorded: the disk is full"))
+    response = await ask("POST", "/shadow/feedback", shadow, json={"request_id": "x", "label": "refund"})
+    assert "send it again later: nothing is recorded: the disk is full" in openai_error(response, 503)
 
 
 @pytest.mark.parametrize(

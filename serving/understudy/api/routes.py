@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from understudy.errors import ConfigError, RecordError, Refused
+from understudy.errors import ConfigError, NotKept, RecordError, Refused
 from understudy.promotion import Promotion
 from understudy.record import Feedback, parse_feedback
 
@@ -35,7 +35,7 @@ class Shadow(Protocol):
         """Everything recorded under an exchange id, a response id or a client's request id, newest first."""
 
     async def feedback(self, given: Feedback) -> bool:
-        """Attach a label or a value; False where the id is not known (it is kept all the same)."""
+        """Attach a label or a value; False where the id is not known (it is kept all the same). NotKept."""
 
     def waiting(self) -> list[str]:
         """The ids for which there is feedback and no exchange yet."""
@@ -114,7 +114,10 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
             given = parse_feedback(body, time.time())
         except RecordError as fault:
             return error(400, f"feedback is request_id with label or value, name and at_unix_s: {fault}")
-        return JSONResponse({"request_id": given.id, "known": await shadow.feedback(given)})
+        try:
+            return JSONResponse({"request_id": given.id, "known": await shadow.feedback(given)})
+        except NotKept as fault:
+            return error(503, f"this feedback is not kept, send it again later: {fault}")
 
     async def waiting(_: Request) -> Response:
         return JSONResponse({"pending": shadow.waiting()})

@@ -187,6 +187,10 @@ class RecordKeeper:
         """Whether events become durable, and if not, why. Cheap, never raises; shown in status."""
         return self._writer.health()
 
+    def why_full(self) -> str:
+        """Why what is appended now would be lost; empty where it is kept. Cheap, never raises."""
+        return self._writer.why_full()
+
     def find(self, id: str) -> list[dict[str, Any]]:
         """Exchanges on disk by one of their ids; see RecordReader.find. Reads files: call it in a thread."""
         found = self.reader.find(id)

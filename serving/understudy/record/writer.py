@@ -168,6 +168,15 @@ class Writer:
             return False, f"the store has not answered for {self._world.monotonic() - since_s:.0f} s; {lost}"
         return True, lost if self.num_lost else ""
 
+    def why_full(self) -> str:
+        """Why what is appended now would be lost; empty where it is kept, though it may wait for the store to work."""
+        if self._stopped is not None or not self._thread.is_alive():
+            return str(self._not_running())
+        is_backlog_full = self._off is not None and self._backlog.num_bytes >= self._limits.max_backlog_bytes
+        if is_backlog_full or len(self._queue) >= self._limits.max_queued:
+            return f"there is no room for more; {self.health()[1] or 'the store is slow'}"
+        return ""
+
     def _run(self) -> None:
         try:
             started_s = self._world.monotonic()
