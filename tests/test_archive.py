@@ -33,6 +33,7 @@ from understudy.record.chat import label_of
 from understudy.record.seal import seal
 from understudy.record.sources import Source
 from understudy.record.sql import query
+from understudy.record.waiting import Waiting
 from understudy.server import Server
 from understudy.types import Answer, Comparison, Ending, Exchange, Observation, Outcome, State, Timings
 
@@ -303,7 +304,7 @@ async def test_feedback_that_is_read_after_its_exchange_came_does_not_wait_for_i
     first.take_up()
     assert not await first.feedback(Feedback("request-now", "billing", 1.0))
     await first.close()
-    real = Archive._all_feedback
+    real = Archive._waiting_feedback
     has_read, go_on = threading.Event(), threading.Event()
 
     def held(self: Archive) -> Any:
@@ -312,7 +313,7 @@ async def test_feedback_that_is_read_after_its_exchange_came_does_not_wait_for_i
         go_on.wait()
         return found
 
-    monkeypatch.setattr(Archive, "_all_feedback", held)
+    monkeypatch.setattr(Archive, "_waiting_feedback", held)
     again = await opened(tmp_path)
     again.take_up()
     await asyncio.to_thread(has_read.wait)
@@ -323,6 +324,22 @@ async def test_feedback_that_is_read_after_its_exchange_came_does_not_wait_for_i
     await again.replayed.wait()
     assert again.waiting.ids() == []
     assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
+    await again.close()
+
+
+@in_loop
+async def test_labels_of_known_exchanges_do_not_push_out_at_a_restart_what_really_waits(tmp_path: Path) -> None:
+    first = await opened(tmp_path)
+    first.take_up()
+    assert not await first.feedback(Feedback("request-x99", "billing", 1.0))
+    await fill(first, 40)
+    await first.close()
+    again = await opened(tmp_path)
+    again.waiting = Waiting(max_ids=10)
+    again.take_up()
+    await again.replayed.wait()
+    assert (again.waiting.ids(), again.waiting.num_forgotten) == (["request-x99"], 0)
+    assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 40
     await again.close()
 
 

@@ -24,6 +24,7 @@ from understudy.judge.verdict import Judge
 from understudy.lane.guard import Guard
 from understudy.record import Accepted, Control, Counts, Ended, Feedback, RecordKeeper, Unfinished, from_json, upkeep
 from understudy.record.care import needs_care
+from understudy.record.given import without_exchange
 from understudy.record.labels import current_label, feedback_of, is_given
 from understudy.record.recording import Recording, keep_rule
 from understudy.record.schema import SERVER
@@ -422,7 +423,7 @@ class Archive:
         """Read in a thread, judge in the loop, a few exchanges at a time."""
         assert self._keeper is not None
         await self._expire_all(unfinished)
-        for given in await asyncio.to_thread(self._all_feedback):
+        for given in await asyncio.to_thread(self._waiting_feedback):
             self.waiting.add(given)
         await self._flushed()  # what came before this is read, and takes what waits for it; later ones have
         views = self._keeper.iterate()
@@ -448,10 +449,14 @@ class Archive:
             self._judge.settle()  # the first verdict would else have all sessions to count, 40 us each
         self.replayed.set()
 
-    def _all_feedback(self) -> list[Feedback]:
+    def _waiting_feedback(self) -> list[Feedback]:
+        """What was given for ids that no exchange has: all of it would push out of ``waiting`` what really waits."""
         assert self._keeper is not None
+        reader = self._keeper.reader
         with self._guard("replay"):
-            return [one for one in map(from_json, self._keeper.reader.feedback()) if isinstance(one, Feedback)]
+            given = [one for one in map(from_json, reader.feedback()) if isinstance(one, Feedback)]
+            unknown = without_exchange({one.id for one in given}, reader)
+            return [one for one in given if one.id in unknown]
         self.incomplete = True
         return []
 

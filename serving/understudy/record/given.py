@@ -177,6 +177,15 @@ def known_ids(readers: Iterable[RecordReader]) -> set[str]:
     return {id for head in accepted for id in (head.exchange_id, head.request_id, head.client_request_id) if id}
 
 
+def without_exchange(ids: set[str], reader: RecordReader) -> set[str]:
+    """Those of the ids that no exchange of this folder has. Memory: theirs alone, however many exchanges there are."""
+    remaining = set(ids)
+    for _, head in reader.source.heads(reader.damage.report) if ids else ():
+        if head.kind == "accepted":
+            remaining.difference_update((head.exchange_id, head.request_id, head.client_request_id))
+    return remaining
+
+
 def _rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if path.suffix.lower() == ".csv":
         for number, row in enumerate(csv.DictReader(file), 2):
