@@ -197,16 +197,20 @@ def test_a_prompt_of_token_ids_is_a_text_that_nobody_knows(tmp_path: Path, promp
 @pytest.mark.parametrize(
     ("body", "kept"),
     [
-        ({"requests": [{"prompt": [777, 888]}]}, {"requests": [{"prompt": None}]}),
-        ({"input": {"prompt_token_ids": [777, 888]}}, {"input": {"prompt_token_ids": None}}),
-        ([{"prompt": [[777, 888]], "stop_token_ids": [5]}], [{"prompt": None, "stop_token_ids": [5]}]),
+        ({"requests": [{"prompt": [777, 88888888]}]}, {"requests": [{"prompt": None}]}),
+        ({"input": {"prompt_token_ids": [777, 88888888]}}, {"input": {"prompt_token_ids": None}}),
+        ([{"prompt": [[777, 88888888]], "stop_token_ids": [5]}], [{"prompt": None, "stop_token_ids": [5]}]),
         (
-            {"messages": [{"content": [{"type": "prompt_embeds", "data": "AA888"}, {"type": "text", "text": "hi"}]}]},
+            {
+                "messages": [
+                    {"content": [{"type": "prompt_embeds", "data": "AA88888888"}, {"type": "text", "text": "hi"}]}
+                ]
+            },
             {"messages": [{"content": [{"type": "prompt_embeds", "data": None}, {"type": "text", "text": "hi"}]}]},
         ),
-        ({"messages": [{"prompt_embeds": "AA888"}]}, {"messages": [{"prompt_embeds": None}]}),
-        ([777, 888], None),
-        ([[777, 888], "hi"], None),
+        ({"messages": [{"prompt_embeds": "AA88888888"}]}, {"messages": [{"prompt_embeds": None}]}),
+        ([777, 88888888], None),
+        ([[777, 88888888], "hi"], None),
     ],
 )
 def test_a_prompt_in_numbers_is_found_however_deep(tmp_path: Path, body: Any, kept: Any) -> None:
@@ -214,7 +218,7 @@ def test_a_prompt_in_numbers_is_found_however_deep(tmp_path: Path, body: Any, ke
     asked = replace(event.exchange.facts, body=json.dumps(body).encode())
     event = replace(event, exchange=replace(event.exchange, facts=asked))
     found, content = written(tmp_path, Privacy("redacted", (redact,), b"secret"), event)
-    assert b"888" not in content
+    assert b"88888888" not in content
     assert (None if found["body"] is None else json.loads(found["body"])) == kept
     assert found["champion"]["prompt_token_ids"] == []
     assert (kept is None) == ("body_hmac" in found)

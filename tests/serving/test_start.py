@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -94,6 +95,11 @@ def test_ray_serve_runs_the_shipped_serve_yaml(tmp_path: Path) -> None:
         base = httpx.post(f"{server.url}/v1/completions", json=body | {"model": models["llama"]}, timeout=60)
         assert base.json()["choices"][0]["text"] != answer["choices"][0]["text"]
         assert server.settled()["counts"]["shed"] == {"other_model": 1}
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(90)
+        ended = lambda: server.process.poll() is not None  # noqa: E731
+        for _ in range(6):  # Ray's driver loses a Ctrl-C that comes while it is in a callback: seen once
+            server.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                wait_for(ended, 20)
+                break
+        assert ended()
         wait_for(lambda: not marked_processes(server.mark), 60)
