@@ -135,7 +135,7 @@ def test_readers_beside_a_server_that_seals_erases_and_removes(tmp_path: Path) -
     def enter(action: str, detail: Mapping[str, Any], *_: Any) -> None:
         keeper.enter(Control(action, time.time(), detail))
 
-    numbers = iter(range(10_000))
+    numbers, written = iter(range(100_000)), [0]
 
     def write() -> None:
         number = next(numbers)
@@ -143,6 +143,7 @@ def test_readers_beside_a_server_that_seals_erases_and_removes(tmp_path: Path) -
         keeper.append(ended(number))
         keeper.begin_file()
         flush(keeper)
+        written[0] += 1
 
     def forget() -> None:
         request(root_of(recording), "session", f"s{next(numbers)}", recording.privacy)
@@ -153,9 +154,10 @@ def test_readers_beside_a_server_that_seals_erases_and_removes(tmp_path: Path) -
 
     write()
     with busy(write, write, look_after, forget):
-        for _ in range(12):
+        looks = 0
+        while looks < 12 or written[0] < 20:  # the two may be given very unequal shares of the machine
+            looks += 1
             counted = query(spec.url, "SELECT count(*) - count(DISTINCT n) FROM records")[1]
             assert counted == [(0,)]
             assert audit(Source.at(recording.log), "replica-0").findings == []
     keeper.close()
-    assert next(numbers) > 20

@@ -46,7 +46,9 @@ def is_on(name: str, who: str = "") -> bool:
 
 
 def is_first(core: Any) -> bool:
-    """Whether this core has not been asked since the switch was turned: a fault that happens once."""
+    """Whether this step is the first with a request since the switch was turned: a fault that happens once."""
+    if not core.engine.scheduler.has_unfinished_requests():  # a step that only tidies up has nobody to end
+        return False
     turned = os.stat(SWITCH).st_mtime_ns  # noqa: PTH116
     last, core.chaos_turned = getattr(core, "chaos_turned", 0), turned
     return bool(last != turned)
