@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def test_the_audit_of_what_is_taken_out_just_now(tmp_path: Path, what: str, monk
 
 
 @contextmanager
-def busy(*steps: Callable[[], object]) -> Iterator[None]:
+def busy(*steps: Callable[[], object]) -> Iterator[Future[None]]:
     """These steps again and again in a thread of their own; what one raises is raised here."""
     stop = threading.Event()
 
@@ -121,7 +121,7 @@ def busy(*steps: Callable[[], object]) -> Iterator[None]:
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
         try:
-            yield
+            yield working
         finally:
             stop.set()
         working.result()
@@ -153,9 +153,11 @@ def test_readers_beside_a_server_that_seals_erases_and_removes(tmp_path: Path) -
         retain(recording, Source(recording.log, recording.store), enter, time.time())
 
     write()
-    with busy(write, write, look_after, forget):
+    with busy(write, write, look_after, forget) as working:
         looks = 0
-        while looks < 12 or written[0] < 20:  # the two may be given very unequal shares of the machine
+        while not working.done() and (
+            looks < 12 or written[0] < 20
+        ):  # they may be given very unequal shares of the machine
             looks += 1
             counted = query(spec.url, "SELECT count(*) - count(DISTINCT n) FROM records")[1]
             assert counted == [(0,)]
