@@ -209,8 +209,9 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
     assert archive.take_up() == {}
     archive.keep_opening(restored.set_result)
+    archive.identify({"champion": {"name": "lead", "model": "org/lead"}}, {})
     archive.accepted(exchange("x1"), ["b"], {"b": 1})
-    assert (archive.status()["recording"], archive.status()["lost"]) == (False, 1)
+    assert (archive.status()["recording"], archive.status()["lost"]) == (False, 2)
     (tmp_path / "r" / "replica-0").unlink()
     assert await restored == {}
     archive.accepted(exchange("x2"), ["b"], {"b": 2})
@@ -218,7 +219,30 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     assert archive.status()["recording"] is True
     await archive.close()
     (gap,) = query(tmp_path / "r", "SELECT action, num_lost FROM controls WHERE num_lost > 0")[1]
-    assert gap == ("recording_resumed", 1)
+    assert gap == ("recording_resumed", 2)
+    assert [each["champion"]["name"] for each in identities(str(tmp_path / "r"))] == ["lead"]
+
+
+@in_loop
+async def test_gates_that_changed_are_entered_in_a_record_that_opened_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    recording = Recording.of(RecordSpec(url=str(tmp_path)), "replica-0")
+    first = await opened(recording)
+    first.identify({"gates": ["then"], "gates_sha256": "77"}, {})
+    await first.find("anything")  # it is on disk
+    second = await opened(recording)
+    restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+    second.keep_opening(restored.set_result)
+    second.identify({"gates": ["now"], "gates_sha256": "78"}, {})
+    await first.close()
+    await restored
+    comparing: Any = second._comparing
+    await comparing
+    await second.close()
+    assert query(tmp_path, "SELECT count(*) FROM controls WHERE action = 'gates_changed'")[1] == [(1,)]
 
 
 @in_loop

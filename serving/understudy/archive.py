@@ -139,6 +139,9 @@ class Archive:
             if self._keeper is not None:
                 break
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
+        if self._identity:  # it was entered before there was a record
+            self._append(self._identity_entry())
+            self.compare_gates({name: self._identity.get(name) for name in ("gates", "gates_sha256")}, dict)
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
 
@@ -357,6 +360,9 @@ class Archive:
 
     # inside
 
+    def _identity_entry(self) -> Control:
+        return Control("identity", time.time(), self._identity, actor=SERVER)
+
     def _append(self, event: Accepted | Ended | Feedback | Control) -> None:
         if self._keeper is not None:
             self._keeper.append(event)
@@ -379,7 +385,7 @@ class Archive:
         def enter(action: str, detail: Mapping[str, Any], actor: str | None = SERVER) -> None:
             entries = [Control(action, time.time(), detail, actor=actor)]
             if action == "retention" and self._identity:  # the segment that has it may be among those that go
-                entries.insert(0, Control("identity", time.time(), self._identity, actor=SERVER))
+                entries.insert(0, self._identity_entry())
             keeper.enter(*entries)
 
         for turn in count():
