@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from tests.record.builders import accepted, ended, feedback, open_keeper
 
+from understudy.browse.champion import champion_in
 from understudy.cli import cli
 from understudy.errors import RecordError
 from understudy.judge.gates import Gate
@@ -127,6 +128,17 @@ def test_a_record_that_does_not_say_what_was_compared_has_no_verdict(tmp_path: P
     write(tmp_path / "replica-0", accepted(1), ended(1))
     with pytest.raises(RecordError, match="does not say what was compared"):
         judged(str(tmp_path))
+
+
+def test_report_and_exchanges_find_the_same_newest_champion_over_all_writers(tmp_path: Path) -> None:
+    older = IDENTITY | {"champion": {"name": "champion", "model": "org/older"}}
+    unknown = IDENTITY | {"champion": None}
+    write(tmp_path / "replica-0", Control("identity", 2.0, IDENTITY), Control("identity", 3.0, unknown))
+    write(tmp_path / "replica-1", Control("identity", 1.0, older), rollout="older")
+    status, _ = judged(str(tmp_path))
+    found = champion_in(str(tmp_path))
+    assert found is not None
+    assert status["champion"]["model"] == found["model"] == "org/lead"
 
 
 def test_a_gate_that_this_version_does_not_know_is_an_error_and_not_left_out(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def identities(url: str, spool: Path | None = None) -> list[dict[str, Any]]:
     for source in sources_at(url, spool):
         for control in RecordReader(source).controls("identity"):
             rollout, at_unix_s = control.get("rollout") or "", control["at_unix_s"]
-            if at_unix_s >= found.get(rollout, (-inf,))[0] and "champion" in control["detail"]:
+            if at_unix_s >= found.get(rollout, (-inf,))[0] and control["detail"].get("champion"):
                 found[rollout] = at_unix_s, control["detail"] | {"rollout": rollout}
     return [detail for _, detail in sorted(found.values(), key=lambda each: each[0])]
 
