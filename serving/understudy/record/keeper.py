@@ -158,15 +158,14 @@ class RecordKeeper:
         What was lost before does not matter here, for the caller would think that this was, and enter it again.
 
         Raises:
-            RecordError: one is not durable, and those after it will not be. Where recording is off, none will be; where
-                the store fails at this very event, it waits to be written like any other.
+            RecordError: one is not durable, and neither it nor those after it ever will be: it can be entered again.
         """
         recording, why_not = self.health()
         if not recording:
             raise RecordError(f"nothing is recorded: {why_not}")
         self._writer.begin_file()
         for event in events:
-            asyncio.run(self._flush(event))
+            asyncio.run(self._flush(event, or_never=True))
 
     async def flush(self) -> None:
         """Return when everything appended before is on disk.
@@ -177,10 +176,10 @@ class RecordKeeper:
         """
         await self._flush()
 
-    async def _flush(self, event: Event | None = None) -> None:
+    async def _flush(self, event: Event | None = None, *, or_never: bool = False) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._writer.flush(Flush(loop, done, event))
+        self._writer.flush(Flush(loop, done, event, or_never))
         await done
 
     def health(self) -> tuple[bool, str]:
