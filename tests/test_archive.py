@@ -157,6 +157,30 @@ async def test_feedback_is_kept_while_recording_is_off_and_refused_where_there_i
 
 
 @in_loop
+async def test_of_feedback_that_comes_at_once_only_what_has_room_is_kept(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    keeper = open_keeper(tmp_path, disk=disk.seams(), limits=SMALL)
+    archive = Archive(keeper, "", GATES, Guard())
+    disk.free_bytes = 0
+    backlog, before, num_kept = keeper._writer._backlog, 0, 0
+    while 2 * backlog.num_bytes - before < SMALL.max_backlog_bytes:  # until there is room for one more
+        before = backlog.num_bytes
+        await archive.feedback(Feedback(f"{num_kept:04d}", "billing" * 20, 1.0))
+        num_kept += 1
+    assert not keeper.why_full()
+    given = [Feedback(id, "billing" * 20, 1.0) for id in ("left", "right")]
+    told = await asyncio.gather(*map(archive.feedback, given), return_exceptions=True)
+    (kept,) = [one for one, answer in zip(given, told, strict=True) if answer is False]
+    (refused,) = [one for one, answer in zip(given, told, strict=True) if isinstance(answer, NotKept)]
+    assert (archive.waiting.ids()[-1], archive.status()["lost"]) == (kept.id, 0)
+    disk.free_bytes = 1 << 20
+    await keeper.flush()
+    assert not await archive.feedback(refused)
+    await archive.close()
+    assert [one["id"] for one in RecordReader(tmp_path).feedback()][num_kept:] == [kept.id, refused.id]
+
+
+@in_loop
 async def test_one_unreadable_exchange_does_not_lose_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,7 +245,9 @@ class Archive:
         Raises:
             NotKept: there is no record, or no room: it would be lost, and counts for nothing.
         """
-        if why_not := self._why_not if self._keeper is None else self._keeper.why_full():
+        if self._keeper is None:
+            raise NotKept(self._why_not)
+        if why_not := self._keeper.why_full():
             raise NotKept(why_not)
         waits = self.waiting.has(given)
         if not waits:
@@ -254,7 +256,11 @@ class Archive:
         if found:
             self.waiting.take([given.id])
         if not waits and not (found and all(is_given(given, feedback_of(view)) for view in found)):
-            self._append(given)
+            try:
+                await self._keeper.keep(given)  # others have come since there was room
+            except NotKept:
+                self.waiting.remove(given)
+                raise
             for view in found:
                 self._hear_feedback(view["exchange_id"], given)
         return bool(found)

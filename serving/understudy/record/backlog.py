@@ -22,12 +22,14 @@ class Flush:
         loop, done: theirs.
         event: written with it, however full the queue is; they hear of its loss alone, and not of what was lost before.
         or_never: where the event cannot be written at once it is not written later either.
+        when_kept: they go on as soon as the event has its room, and not when it is on disk.
     """
 
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
     event: Event | None = None
     or_never: bool = False
+    when_kept: bool = False
 
     def settle(self, error: RecordError | None) -> None:
         """Let them go on, from any thread. The first time counts."""

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from understudy.errors import RecordError
+from understudy.errors import NotKept, RecordError
 from understudy.record.backlog import Flush
 from understudy.record.index import MAX_EXCHANGES, Index
 from understudy.record.lines import Place
@@ -148,6 +148,17 @@ class RecordKeeper:
                 self.append(event)
             asyncio.run(self.flush())
 
+    async def keep(self, event: Event) -> None:
+        """Return when the event has its room: it is on disk, or waits for the store to work again.
+
+        Raises:
+            NotKept: there is none. It is not written, and not counted as lost.
+        """
+        try:
+            await self._flush(event, when_kept=True)
+        except RecordError as error:
+            raise NotKept(f"there is no room for more; {error}") from error
+
     def begin_file(self) -> None:
         """What is appended next begins a new file of the log: all before it can be sealed."""
         self._writer.begin_file()
@@ -176,10 +187,10 @@ class RecordKeeper:
         """
         await self._flush()
 
-    async def _flush(self, event: Event | None = None, *, or_never: bool = False) -> None:
+    async def _flush(self, event: Event | None = None, *, or_never: bool = False, when_kept: bool = False) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._writer.flush(Flush(loop, done, event, or_never))
+        self._writer.flush(Flush(loop, done, event, or_never, when_kept))
         await done
 
     def health(self) -> tuple[bool, str]:

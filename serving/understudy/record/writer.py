@@ -237,6 +237,9 @@ class Writer:
             elif or_never and self._off is not None:
                 item.settle(RecordError(f"recording is off: {self._off}"))
             elif item.event is None or self._push(item.event):
+                if item.when_kept:
+                    item.settle(None)
+                    continue
                 group = self._backlog.last()
                 group.flushes.append(item)
                 if or_never:
@@ -328,7 +331,7 @@ class Writer:
             item = self._queue.popleft()
             if isinstance(item, Flush):
                 self._backlog.last().flushes.append(item)
-            if not isinstance(item, Flush) or item.event is not None:
+            if not isinstance(item, Flush) or (item.event is not None and not item.when_kept):
                 self._lose(1)
 
     def _not_running(self) -> RecordError:
