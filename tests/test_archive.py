@@ -426,6 +426,48 @@ async def test_what_must_not_be_done_without_its_entry_is_told_when_there_is_non
         await first.enter("promote", {}, {}, "ann")
 
 
+def actions(folder: Path) -> list[str]:
+    return [action for (action,) in query(folder, "SELECT action FROM controls")[1]]
+
+
+@in_loop
+async def test_a_pause_takes_effect_at_once_and_its_entry_is_durable_when_it_is_told(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    archive = Archive(open_keeper(tmp_path, disk=disk.seams()), "", GATES, Guard())
+    server = serving(archive, tmp_path)
+    assert await server.pause("ann") == ""
+    assert actions(tmp_path) == ["pause"]
+    assert await server.resume(None, "ann") == ""
+    assert actions(tmp_path) == ["pause", "resume"]
+    disk.free_bytes = 0
+    assert "No space left" in await server.pause("bob")
+    assert server._lane.paused
+    disk.free_bytes = 1 << 20
+    await archive.find("x")
+    assert actions(tmp_path) == ["pause", "resume", "pause"]  # it waited
+    await archive.close()
+
+
+@in_loop
+async def test_a_pause_waits_for_no_disk_that_hangs_and_needs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.archive.NOTE_MAX_S", 0.05)
+    disk = FakeDisk()
+    disk.may_sync.clear()
+    archive = Archive(open_keeper(tmp_path, disk=disk.seams()), "", GATES, Guard())
+    server = serving(archive, tmp_path)
+    pausing = asyncio.create_task(server.pause("ann"))
+    await asyncio.sleep(0)
+    assert server._lane.paused  # before anything was waited for
+    assert await pausing == "the store has not answered for 0.05 s"
+    disk.may_sync.set()
+    await archive.close()
+    assert actions(tmp_path) == ["pause"]
+    none = Archive(None, "nothing is recorded: no such folder", GATES, Guard())
+    assert await serving(none, tmp_path).pause("ann") == "nothing is recorded: no such folder"
+
+
 async def record_that_turns(folder: Path) -> None:
     """Two batches that say GO alone, and after them what makes it NO-GO."""
     first = await opened(folder)

@@ -41,6 +41,7 @@ OPEN_AGAIN_S = (0.0, 1.0, 4.0)
 OPEN_LATER_S = 10.0
 ELSEWHERE_AFTER = 6  # turns of it: a minute is what Ray gives a replica to end, and its successor wants its folder
 MAX_SEATS = 10_000
+NOTE_MAX_S = 1.0
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -274,6 +275,27 @@ class Archive:
     ) -> None:
         """Something was done to the shadow as a whole; by whom."""
         self._append(Control(action, time.time(), detail or {}, offered, actor=actor))
+
+    async def note(
+        self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any] | None = None, *, actor: str
+    ) -> str:
+        """The same, for what is done already and by no means waits for its entry.
+
+        Returns:
+            Why the entry is not durable after NOTE_MAX_S at the most; empty where it is. It is made later if it can be.
+        """
+        entry = Control(action, time.time(), detail or {}, offered, actor=actor)
+        if self._keeper is None:
+            self._append(entry)
+            return self._why_not
+        try:
+            async with asyncio.timeout(NOTE_MAX_S):
+                await self._keeper.write(entry)
+        except RecordError as fault:
+            return str(fault)
+        except TimeoutError:
+            return f"the store has not answered for {NOTE_MAX_S:g} s"
+        return ""
 
     def identify(self, detail: Mapping[str, Any], offered: Mapping[str, int]) -> None:
         """Enter what is compared (``identity``), now and again whenever retention removes something."""

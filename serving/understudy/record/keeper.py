@@ -148,6 +148,14 @@ class RecordKeeper:
                 self.append(event)
             asyncio.run(self.flush())
 
+    async def write(self, event: Event) -> None:
+        """Make an event durable, however full the queue is. It is queued before this first waits.
+
+        Raises:
+            RecordError: it is not yet, and waits for the store to work again; or it is lost, and counted.
+        """
+        await self._flush(event)
+
     async def keep(self, event: Event) -> None:
         """Return when the event has its room: it is on disk, or waits for the store to work again.
 
