@@ -7,15 +7,18 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 from tests.builders import exchange, in_loop
 from tests.record.builders import SMALL, FakeDisk, open_keeper, small_queue
 
+from understudy.api import routes
 from understudy.archive import REPLAY_BATCH, Archive
 from understudy.browse.select import Filters
 from understudy.compare import Comparators
@@ -424,6 +427,50 @@ async def test_what_must_not_be_done_without_its_entry_is_told_when_there_is_non
     await first.close()
     with pytest.raises(RecordError):
         await first.enter("promote", {}, {}, "ann")
+
+
+@asynccontextmanager
+async def asking(archive: Archive, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """HTTP to the real server."""
+    transport = httpx.ASGITransport(routes.build(serving(archive, folder), None), client=("127.0.0.1", 4000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+@in_loop
+async def test_of_two_labels_over_http_the_later_one_stands_whichever_comes_last(tmp_path: Path) -> None:
+    """x0 and x1 get theirs in the order of their times and the other way round, x2 and x3 before they come."""
+    first = await opened(tmp_path)
+    first.take_up()
+    older, newer = {"label": "refund", "at_unix_s": 100}, {"label": "billing", "at_unix_s": 200.5}
+    orders = {"x0": (older, newer), "x1": (newer, older), "x2": (older, newer), "x3": (newer, older)}
+
+    def come(*numbers: int) -> None:
+        for number in numbers:
+            first.accepted(asked(number), ["rival"], {"rival": number + 1})
+            first.ended(asked(number), "rival", compared("label: billing"))
+
+    async def told(archive: Archive) -> tuple[Any, ...]:
+        async with asking(archive, tmp_path) as client:
+            views = [(await client.get(f"/shadow/exchanges/{id}")).json()["exchanges"][0] for id in orders]
+            (challenger,) = (await client.get("/shadow/status")).json()["challengers"]
+        (gate,) = challenger["verdict"]["gates"]
+        return [label_of(view) for view in views], gate["units"], gate["champion_mean"], gate["challenger_mean"]
+
+    come(0, 1)
+    async with asking(first, tmp_path) as client:
+        for id, given in orders.items():
+            for one in given:
+                answer = await client.post("/shadow/feedback", json={"request_id": f"request-{id}"} | one)
+                assert answer.json() == {"request_id": f"request-{id}", "known": id in ("x0", "x1")}
+    come(2, 3)
+    assert await told(first) == (["billing"] * 4, 4, 1.0, 1.0)
+    await first.close()
+    again = await opened(tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert await told(again) == (["billing"] * 4, 4, 1.0, 1.0)
+    await again.close()
 
 
 def actions(folder: Path) -> list[str]:
