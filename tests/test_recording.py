@@ -35,6 +35,7 @@ from understudy.record.sources import Source
 from understudy.record.sql import query
 from understudy.record.store import RemoteStore
 from understudy.recorded import identities
+from understudy.report.coverage import Coverage
 from understudy.types import Answer, Ending, RequestFacts, State
 
 from .builders import Offer
@@ -243,6 +244,28 @@ async def test_gates_that_changed_are_entered_in_a_record_that_opened_late(
     await comparing
     await second.close()
     assert query(tmp_path, "SELECT count(*) FROM controls WHERE action = 'gates_changed'")[1] == [(1,)]
+
+
+@pytest.mark.parametrize("text", ["full", "redacted", "none"])
+@in_loop
+async def test_what_was_compared_by_prompt_length_is_the_same_after_a_restart(tmp_path: Path, text: Any) -> None:
+    recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), "replica-0")
+
+    def covered(archive: Archive) -> set[Coverage]:
+        return {one for one in archive.summaries({"b": 0.0})[0].coverage if one.kind == "prompt"}
+
+    first = await opened(recording)
+    for number, num_tokens in enumerate((10, 5000)):
+        asked = exchange(f"x{number}", prompt_token_ids=tuple(range(num_tokens)))
+        first.accepted(asked, ["b"], {"b": 1})
+        first.ended(asked, "b", Ending(State.SHED, "queue_full"))
+    heard = covered(first)
+    assert {one.group for one in heard} == {"up to 256 tokens", "up to 16,384 tokens"}
+    await first.close()
+    again = await opened(recording)
+    await again.replayed.wait()
+    assert covered(again) == heard
+    await again.close()
 
 
 @in_loop

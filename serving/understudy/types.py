@@ -235,6 +235,13 @@ class Observation:
     taken: Taken = NOT_WEIGHED
     draft: DraftCounts | None = None
     """Where the generation was speculative; None where it was plain."""
+    num_prompt_tokens_left_out: int = 0
+    """Of a record that has the number of the prompt's tokens, and for privacy not their ids."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 where nothing is known of them."""
+        return len(self.prompt_token_ids) or self.num_prompt_tokens_left_out
 
     @property
     def num_generated_tokens(self) -> int:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from io import StringIO
+from itertools import count
+from typing import Any
 
 import pytest
 from rich.console import Console
 from tests.builders import answer, exchange, observation
 
-from understudy.report.coverage import MAX_TENANTS, MAX_TENANTS_SHOWN, OTHERS, Coverage, coverage_figures, tools_group
+from understudy.report import coverage as coverage_module
+from understudy.report.coverage import (
+    MAX_NEWEST,
+    MAX_TENANTS,
+    MAX_TENANTS_SHOWN,
+    OTHERS,
+    Coverage,
+    coverage_figures,
+    tools_group,
+)
 from understudy.report.summary import ChallengerSummary
 from understudy.report.table import print_report
 from understudy.report.tally import Tallies
@@ -18,12 +29,13 @@ from understudy.types import Comparison, Ending, Exchange, Outcome, RequestFacts
 
 COMPARED = Ending(State.COMPARED, challenger=observation(answer(1)), comparison=Comparison({}))
 SHED = Ending(State.SHED, "queue_full")
+NUMBERS = count()
 
 
 def asked(num_tokens: int, tenant: str = "", **body: object) -> Exchange:
     tags = {"tenant": tenant} if tenant else {}
     facts = RequestFacts(tags=tags, body=json.dumps(body).encode())
-    return exchange(facts=facts, prompt_token_ids=tuple(range(num_tokens)))
+    return exchange(f"x{next(NUMBERS)}", facts=facts, prompt_token_ids=tuple(range(num_tokens)))
 
 
 def coverage(*ended: tuple[Exchange, Ending]) -> Sequence[Coverage]:
@@ -93,6 +105,19 @@ def test_what_was_not_kept_has_a_group_of_its_own() -> None:
     found = coverage((unseen("x", 1.0), Ending(State.SHED, "inbox_full")), (asked(1), COMPARED))
     assert Coverage("prompt", "not known", 1, 0) in found
     assert Coverage("tools", "not known", 1, 0) in found
+
+
+def test_an_exchange_is_looked_at_once_for_all_challengers(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr(coverage_module, "tools_group", lambda body: looked.append(body) or "without")
+    tallies, exchanges = Tallies(), [asked(1) for _ in range(2 * MAX_NEWEST)]
+    for first in range(0, len(exchanges), 16):  # the challengers' work overlaps
+        for name in "abc":
+            for one in exchanges[first : first + 16]:
+                tallies.ended(one, name, COMPARED)
+    assert len(looked) == len(exchanges)
+    assert [len(one.coverage) for one in tallies.summaries(dict.fromkeys("abc"))] == [3, 3, 3]
+    assert len(tallies._groups._newest) == MAX_NEWEST
 
 
 @pytest.mark.parametrize(

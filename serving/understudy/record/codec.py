@@ -254,6 +254,7 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         draft=None if seen.get("draft") is None else DraftCounts(**seen["draft"]),
         measured=_measured(seen.get("measured") or {}),
         taken=Taken(**(seen.get("taken") or {})),
+        num_prompt_tokens_left_out=seen.get("num_prompt_tokens") or 0,
     )
 
 

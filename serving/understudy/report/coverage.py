@@ -6,7 +6,7 @@ sends its batch; a deadline expires long prompts first. A verdict over the rest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ LENGTHS = (256, 1024, 4096, 16384)
 TENANT_TAG = "tenant"
 MAX_TENANTS = 100
 MAX_TENANTS_SHOWN = 5
+MAX_NEWEST = 256  # under way for a few challengers at once
 OTHERS = "others"
 UNNAMED = "not named"
 UNKNOWN = "not known"
@@ -41,24 +42,51 @@ class Coverage:
         return self.compared / self.exchanges
 
 
-class CoverageFigures:
-    """The counts of one challenger. Memory: two numbers for each group, of at most MAX_TENANTS tenants."""
+class Groups:
+    """The groups of exchanges, looked for once for all challengers: it parses, and runs beside the answers.
+
+    Memory: at most MAX_TENANTS names, and the groups of the MAX_NEWEST exchanges that ended last.
+    """
 
     def __init__(self) -> None:
+        self._tenants: set[str] = set()
+        self._newest: dict[str, tuple[tuple[str, str], ...]] = {}
+
+    def of(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
+        """(kind, group) of each kind."""
+        found = self._newest.get(exchange.exchange_id)
+        if found is None:
+            found = self._newest[exchange.exchange_id] = (
+                ("prompt", length_group(exchange.champion.num_prompt_tokens)),
+                ("tools", tools_group(exchange.facts.body)),
+                (TENANT_TAG, self._tenant(exchange.facts.tags.get(TENANT_TAG))),
+            )
+            if len(self._newest) > MAX_NEWEST:
+                del self._newest[next(iter(self._newest))]
+        return found
+
+    def _tenant(self, name: str | None) -> str:
+        if not name:
+            return UNNAMED
+        if name not in self._tenants and len(self._tenants) >= MAX_TENANTS:
+            return OTHERS
+        self._tenants.add(name)
+        return name
+
+
+class CoverageFigures:
+    """The counts of one challenger. Memory: two numbers for each group."""
+
+    def __init__(self, groups: Groups) -> None:
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
-        self._num_tenants = 0
+        self._groups = groups
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
         """Count one exchange that ended, where the challenger owed an answer."""
         if not is_exchange(exchange, ending):
             return
         compared = not is_missing(ending)
-        for kind, group in groups_of(exchange):
-            place = (kind, group)
-            if kind == TENANT_TAG and place not in self._counts:
-                self._num_tenants += 1
-                if self._num_tenants > MAX_TENANTS:
-                    place = (kind, OTHERS)
+        for place in self._groups.of(exchange):
             seen, kept = self._counts.get(place, (0, 0))
             self._counts[place] = (seen + 1, kept + compared)
 
@@ -67,15 +95,8 @@ class CoverageFigures:
         return tuple(Coverage(*place, *counts) for place, counts in self._counts.items())
 
 
-def groups_of(exchange: Exchange) -> Iterator[tuple[str, str]]:
-    """(kind, group) of each kind."""
-    yield "prompt", length_group(len(exchange.champion.prompt_token_ids))
-    yield "tools", tools_group(exchange.facts.body)
-    yield TENANT_TAG, exchange.facts.tags.get(TENANT_TAG) or UNNAMED
-
-
 def length_group(num_tokens: int) -> str:
-    """The words for a prompt length; of none at all (kept without its text, or not kept) it is not known."""
+    """The words for a prompt length; of none at all (nothing was kept) it is not known."""
     if not num_tokens:
         return UNKNOWN
     bound = next((bound for bound in LENGTHS if num_tokens <= bound), None)
