@@ -14,10 +14,12 @@ from tests.record.builders import accepted, ended, feedback, open_keeper
 
 from understudy.browse.champion import champion_in
 from understudy.cli import cli
+from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.record import Accepted, Control, Ended, Event, scan
+from understudy.record.recording import Recording
 from understudy.recorded import judged, said_of
 from understudy.types import Answer, Comparison, Ending, State
 
@@ -105,6 +107,17 @@ def test_a_session_that_was_spread_over_replicas_is_one_unit(tmp_path: Path) -> 
         )
     status, _ = judged(str(tmp_path))
     assert [gate["units"] for gate in status["verdict"]["gates"]] == [1, 1]
+
+
+def test_a_session_that_one_replica_has_under_its_pseudonym_is_one_unit_too(tmp_path: Path) -> None:
+    for replica, text in enumerate(("full", "none")):
+        recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), f"replica-{replica}")
+        keeper = open_keeper(recording.log, rollout="one", privacy=recording.privacy)
+        for event in (Control("identity", 1.0, IDENTITY), *pair(replica, "yes", "yes", session="of both")):
+            keeper.append(event)
+        keeper.close()
+    status, _ = judged(str(tmp_path))
+    assert status["verdict"]["gates"][1]["units"] == 1
 
 
 def test_the_last_rollout_is_judged_and_another_one_when_asked_for(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from understudy.record import Accepted, Control, Counts, Ended, Feedback, Record
 from understudy.record.care import needs_care
 from understudy.record.given import without_exchange
 from understudy.record.labels import current_label, feedback_of, is_given
+from understudy.record.privacy import FULL
 from understudy.record.recording import Recording, keep_rule
 from understudy.record.schema import SERVER
 from understudy.record.waiting import Waiting
@@ -73,8 +74,9 @@ class Archive:
         self._keeper = keeper
         self._why_not = why_not
         self._guard = guard
-        self._judge = Judge(gates)
-        self._tallies = Tallies()
+        privacy = FULL if recording is None else recording.privacy
+        self._judge = Judge(gates, known_as=privacy.known_as)
+        self._tallies = Tallies(privacy)
         self.waiting = Waiting()
         self._started_unix_s = time.time()
         self._verdicts: dict[str, dict[str, Any]] = {}
@@ -517,6 +519,8 @@ def _opened(
     """Raises RecordError, OSError."""
     if spec is not None:
         keep_rule(spec)
+        if spec.text != "full":
+            how.take_secret()
     return RecordKeeper.open(
         how.log,
         describe_parameters=describe_parameters,

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from understudy.judge.base import is_exchange, is_missing
+from understudy.record.privacy import FULL, Privacy
 from understudy.report.figure import Figure, percent
 from understudy.types import Ending, Exchange
 
@@ -45,11 +46,14 @@ class Coverage:
 class Groups:
     """The groups of exchanges, looked for once for all challengers: it parses, and runs beside the answers.
 
+    A tenant is one group under its name and its recorded pseudonym, shown as it is recorded.
+
     Memory: at most MAX_TENANTS names, and the groups of the MAX_NEWEST exchanges that ended last.
     """
 
-    def __init__(self) -> None:
-        self._tenants: set[str] = set()
+    def __init__(self, privacy: Privacy = FULL) -> None:
+        self._privacy = privacy
+        self._tenants: dict[str, str] = {}  # by what it is known as: as it is shown
         self._newest: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def of(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
@@ -68,10 +72,12 @@ class Groups:
     def _tenant(self, name: str | None) -> str:
         if not name:
             return UNNAMED
-        if name not in self._tenants and len(self._tenants) >= MAX_TENANTS:
-            return OTHERS
-        self._tenants.add(name)
-        return name
+        known_as = self._privacy.known_as(name)
+        if known_as not in self._tenants:
+            if len(self._tenants) >= MAX_TENANTS:
+                return OTHERS
+            self._tenants[known_as] = self._privacy.tag(name)  # redactors run once for each
+        return self._tenants[known_as]
 
 
 class CoverageFigures:

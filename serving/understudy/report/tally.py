@@ -14,6 +14,7 @@ from statistics import median
 
 from understudy.judge.base import is_exchange, is_missing
 from understudy.meter.gaps import quantile_s
+from understudy.record.privacy import FULL, Privacy
 from understudy.report.coverage import CoverageFigures, Groups
 from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
@@ -153,11 +154,11 @@ class Tally:
 
 
 class Tallies:
-    """A Tally for each challenger that was heard of."""
+    """A Tally for each challenger that was heard of. ``privacy``: by what rule tenants are recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, privacy: Privacy = FULL) -> None:
         self._by_name: dict[str, Tally] = {}
-        self._groups = Groups()
+        self._groups = Groups(privacy)
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """One exchange ended for one challenger."""
