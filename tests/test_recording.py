@@ -316,19 +316,22 @@ async def test_a_record_that_opens_late_has_the_pseudonyms_of_its_own_secret(
 
 @pytest.mark.parametrize("text", ["full", "redacted", "none"])
 @in_loop
-async def test_what_was_compared_by_prompt_length_is_the_same_after_a_restart(tmp_path: Path, text: Any) -> None:
+async def test_what_was_compared_by_prompt_length_and_tools_is_the_same_after_a_restart(
+    tmp_path: Path, text: Any
+) -> None:
     recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), "replica-0")
 
     def covered(archive: Archive) -> set[Coverage]:
-        return {one for one in archive.summaries({"b": 0.0})[0].coverage if one.kind == "prompt"}
+        return {one for one in archive.summaries({"b": 0.0})[0].coverage if one.kind != "tenant"}
 
     first = await opened(recording)
     for number, num_tokens in enumerate((10, 5000)):
-        asked = exchange(f"x{number}", prompt_token_ids=tuple(range(num_tokens)))
+        facts = RequestFacts(body=b'{"tools": [{"type": "function"}]}' if number else b"{}")
+        asked = exchange(f"x{number}", prompt_token_ids=tuple(range(num_tokens)), facts=facts)
         first.accepted(asked, ["b"], {"b": 1})
         first.ended(asked, "b", Ending(State.SHED, "queue_full"))
     heard = covered(first)
-    assert {one.group for one in heard} == {"up to 256 tokens", "up to 16,384 tokens"}
+    assert {one.group for one in heard} == {"up to 256 tokens", "up to 16,384 tokens", "with", "without"}
     await first.close()
     again = await opened(recording)
     await again.replayed.wait()

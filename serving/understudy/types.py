@@ -61,6 +61,8 @@ class RequestFacts:
     body: bytes | None = None
     traceparent: str | None = None
     """The W3C trace context that the client sent (meter/traces.py)."""
+    offers_tools: bool | None = None
+    """Of a record that for privacy has no body. None: not known."""
 
     @property
     def session(self) -> str | None:

@@ -109,7 +109,7 @@ def test_what_was_not_kept_has_a_group_of_its_own() -> None:
 
 def test_an_exchange_is_looked_at_once_for_all_challengers(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Any] = []
-    monkeypatch.setattr(coverage_module, "tools_group", lambda body: looked.append(body) or "without")
+    monkeypatch.setattr(coverage_module, "tools_group", lambda facts: looked.append(facts) or "without")
     tallies, exchanges = Tallies(), [asked(1) for _ in range(2 * MAX_NEWEST)]
     for first in range(0, len(exchanges), 16):  # the challengers' work overlaps
         for name in "abc":
@@ -134,7 +134,7 @@ def test_an_exchange_is_looked_at_once_for_all_challengers(monkeypatch: pytest.M
     ],
 )
 def test_tools_are_those_that_the_request_offers(body: bytes | None, group: str) -> None:
-    assert tools_group(body) == group
+    assert tools_group(RequestFacts(body=body)) == group
 
 
 def test_many_tenants_take_bounded_memory_and_few_lines() -> None:

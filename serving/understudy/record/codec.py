@@ -285,6 +285,7 @@ def _accepted(document: Mapping[str, Any]) -> Accepted:
         shadow_off=document.get("shadow_off", False),
         traceparent=document.get("traceparent"),
         body=None if document.get("body") is None else document["body"].encode("utf-8", "surrogateescape"),
+        offers_tools=document.get("offers_tools"),
     )
     exchange = Exchange(
         exchange_id=document["exchange_id"],

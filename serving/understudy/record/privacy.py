@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from understudy.record.chat import offers_tools
 from understudy.record.codec import well_formed
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class _Hashes:
                 prompt = document["champion"]["prompt_token_ids"]
                 done |= {
                     "body": None,
+                    "offers_tools": None if (body := document["body"]) is None else offers_tools(as_sent(body)),
                     "prompt_text": None,
                     "prompt_hmac": self._pseudonym(" ".join(map(str, prompt))),
                     "tags": {
@@ -227,7 +229,7 @@ class _Redaction:
         if body is None:
             return {"body": None}, True
         try:
-            parsed = json.loads(body.encode("utf-8", "surrogateescape"))  # bytes: they may be UTF-16
+            parsed = json.loads(as_sent(body))  # bytes: they may be UTF-16
         except (ValueError, RecursionError):
             return {"body": None, "body_hmac": self._pseudonym(body)}, False
         if _is_in_numbers("", parsed):
@@ -250,6 +252,11 @@ class _Redaction:
                 return [self._walk(each) for each in value]
             case _:
                 return self._text(repr(value))
+
+
+def as_sent(body: str) -> bytes:
+    """The bytes of a body from its document."""
+    return body.encode("utf-8", "surrogateescape")
 
 
 def _without_ids(scores: Sequence[Mapping[str, Any]]) -> list[Document]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from understudy.judge.base import is_exchange, is_missing
+from understudy.record.chat import offers_tools
 from understudy.record.privacy import FULL, Privacy
 from understudy.report.figure import Figure, percent
-from understudy.types import Ending, Exchange
+from understudy.types import Ending, Exchange, RequestFacts
 
 LENGTHS = (256, 1024, 4096, 16384)
 """Bounds of the groups, in prompt tokens."""
@@ -62,7 +60,7 @@ class Groups:
         if found is None:
             found = self._newest[exchange.exchange_id] = (
                 ("prompt", length_group(exchange.champion.num_prompt_tokens)),
-                ("tools", tools_group(exchange.facts.body)),
+                ("tools", tools_group(exchange.facts)),
                 (TENANT_TAG, self._tenant(exchange.facts.tags.get(TENANT_TAG))),
             )
             if len(self._newest) > MAX_NEWEST:
@@ -109,25 +107,10 @@ def length_group(num_tokens: int) -> str:
     return f"over {LENGTHS[-1]:,} tokens" if bound is None else f"up to {bound:,} tokens"
 
 
-class _Asked(msgspec.Struct):
-    tools: Any = None
-    functions: Any = None
-
-
-_ASKED = msgspec.json.Decoder(_Asked)
-
-
-def tools_group(body: bytes | None) -> str:
-    """Whether the request offered tools. Only a body that may is parsed: this runs beside the answers."""
-    if body is None:
-        return UNKNOWN
-    if b'"tools"' not in body and b'"functions"' not in body:
-        return "without"
-    try:
-        asked = _ASKED.decode(body)
-    except ValueError:  # not what vLLM took it for: half a surrogate pair, another encoding
-        return UNKNOWN
-    return "with" if asked.tools or asked.functions else "without"
+def tools_group(facts: RequestFacts) -> str:
+    """Whether the request offered tools."""
+    offers = facts.offers_tools if facts.body is None else offers_tools(facts.body)
+    return UNKNOWN if offers is None else "with" if offers else "without"
 
 
 def coverage_figures(found: Sequence[Coverage]) -> tuple[Figure, ...]:
