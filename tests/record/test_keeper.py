@@ -477,6 +477,21 @@ def test_an_entry_at_which_the_store_fails_is_told_and_made_once_when_it_is_aske
     assert open_and_verify(tmp_path) == 3
 
 
+def test_what_is_refused_because_the_backlog_is_full_is_not_lost(tmp_path: Path) -> None:
+    disk = FakeDisk(free_bytes=0)
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+        for number in range(90):
+            keeper.append(accepted(number))
+        with pytest.raises(RecordError):
+            flush(keeper)
+        num_lost = keeper.num_lost
+        assert num_lost
+        for wanted in ({"or_never": True}, {"when_kept": True}):
+            with pytest.raises(RecordError, match="recording is off"):
+                asyncio.run(keeper._flush(Control("promote", 1.0), **wanted))
+        assert keeper.num_lost == num_lost
+
+
 def test_an_entry_waits_for_what_is_before_it_and_is_taken_back_alone(tmp_path: Path) -> None:
     disk = FakeDisk()
     disk.may_sync.clear()

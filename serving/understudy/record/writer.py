@@ -331,8 +331,8 @@ class Writer:
             item = self._queue.popleft()
             if isinstance(item, Flush):
                 self._backlog.last().flushes.append(item)
-            if not isinstance(item, Flush) or (item.event is not None and not item.when_kept):
-                self._lose(1)
+            if not isinstance(item, Flush) or (item.event is not None and not (item.when_kept or item.or_never)):
+                self._lose(1)  # the others are given again
 
     def _not_running(self) -> RecordError:
         num_lost = self.num_lost - self._num_lost_recorded
