@@ -1,9 +1,17 @@
-"""Shared by all tests: those that need a GPU are skipped, in plain words, where there is none."""
+"""Shared by all tests: they hear Ctrl-C, and those that need a GPU are skipped, in plain words, where there is none."""
 
 from __future__ import annotations
 
+import signal
+
 import pynvml
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background deaf to Ctrl-C, and servers would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def num_gpus() -> int:
