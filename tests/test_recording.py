@@ -40,7 +40,7 @@ from understudy.record.sql import query
 from understudy.record.store import RemoteStore
 from understudy.recorded import identities
 from understudy.report.coverage import Coverage
-from understudy.types import Answer, Ending, Exchange, RequestFacts, State
+from understudy.types import Answer, Comparison, Ending, Exchange, RequestFacts, State
 
 from .builders import Offer
 
@@ -337,6 +337,35 @@ async def test_what_was_compared_by_prompt_length_and_tools_is_the_same_after_a_
     await again.replayed.wait()
     assert covered(again) == heard
     await again.close()
+
+
+@in_loop
+async def test_answers_that_were_not_recorded_are_neither_right_nor_wrong_after_a_restart(tmp_path: Path) -> None:
+    recording = Recording.of(RecordSpec(url=str(tmp_path), text="redacted"), "replica-0")
+    recording = replace(recording, privacy=Privacy("redacted", (careful,), recording.privacy.secret))
+    gates = [Gate("accuracy", 0.05, pattern="(.*)")]
+
+    async def running() -> Archive:
+        archive = await Archive.open(recording.log, describe, gates, Guard(), recording)
+        archive.take_up()
+        await archive.replayed.wait()
+        return archive
+
+    archive = await running()
+    for number, words in enumerate(("yes", "unheard of")):
+        said = Answer((7, 8), words, "stop")
+        asked = exchange(f"x{number}", said)
+        archive.accepted(asked, ["b"], {"b": 1})
+        ending = Ending(State.COMPARED, challenger=replace(asked.champion, model="b"), comparison=Comparison({}))
+        archive.ended(asked, "b", ending)
+        await archive.feedback(Feedback(f"x{number}", words, at_unix_s=1.0))
+    tokens = archive.summaries({"b": 0.0})[0].shadow_tokens
+    await archive.close()
+    archive = await running()
+    (gate,) = archive.verdicts(["b"], idle=True)["b"]["gates"]
+    assert (gate["units"], gate["champion_mean"], gate["challenger_mean"]) == (1, 1.0, 1.0)
+    assert archive.summaries({"b": 0.0})[0].shadow_tokens == tokens == 4
+    await archive.close()
 
 
 @in_loop

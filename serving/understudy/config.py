@@ -213,6 +213,10 @@ def parse(raw: Mapping[str, Any]) -> Config:
     unfounded = next((gate.metric for gate in config.gates if gate.needs_floor), None)
     if unfounded is not None and config.shadow.noise_floor == 0:
         raise ConfigError(f"gates.metric: {unfounded!r} needs a noise floor: set shadow.noise_floor above 0")
+    labelled = next((gate.metric for gate in config.gates if gate.needs_label), None)
+    if labelled is not None and config.record.text == "none":
+        lost = f"gates.metric: {labelled!r} needs the answers in the record, and record.text 'none' leaves them out"
+        raise ConfigError(f"{lost}: a restart would lose its evidence; set record.text to 'redacted' or 'full'")
     divergence = config.shadow.divergence
     if divergence > 0 and config.placement != "shared":
         raise ConfigError(f"shadow.divergence: {divergence}: needs placement 'shared': both models in one process")

@@ -72,12 +72,17 @@ class RequestFacts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One completion of a request. ``logprobs`` are the model's own, where they were free."""
+    """One completion of a request. ``logprobs`` are the model's own, where they were free.
+
+    Of one that was recorded for privacy without its text or its token ids, the last two say so.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: str | None
     logprobs: tuple[float, ...] | None = None
+    is_text_left_out: bool = False
+    num_tokens_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,7 @@ class Observation:
     @property
     def num_generated_tokens(self) -> int:
         """Generated tokens over all answers."""
-        return sum(len(answer.token_ids) for answer in self.answers)
+        return sum(len(answer.token_ids) + answer.num_tokens_left_out for answer in self.answers)
 
     @property
     def decode_tokens_per_s(self) -> float | None:

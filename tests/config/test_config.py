@@ -287,6 +287,10 @@ def test_the_nearest_key_is_a_known_one() -> None:
             "gates[0].margin: '0.1' must be a number",
         ),
         (with_keys(gates=[None]), "gates[0].metric: is required"),
+        (
+            with_keys(record={"text": "none"}, gates=[{"metric": "accuracy", "margin": 0.1, "pattern": "(.)"}]),
+            "gates.metric: 'accuracy' needs the answers in the record, and record.text 'none' leaves them out",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_the_rule(raw: dict[str, Any], message: str) -> None:

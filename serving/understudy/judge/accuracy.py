@@ -46,13 +46,20 @@ class Accuracy:
         self._pattern = re.compile(pattern or "(.*)", re.IGNORECASE)
 
     def keep(self, exchange: Exchange, ending: Ending) -> Extracted | None:
-        """Nothing to pair with: the champion gave no answer, or the challenger was only asked to score."""
+        """None where there is nothing to pair: the champion gave no answer, the challenger was only asked to score.
+
+        And where what they said was not recorded: nobody can tell whether it was right.
+        """
         if exchange.champion.outcome is not Outcome.FINISHED or not exchange.champion.answers:
+            return None
+        if any(answer.is_text_left_out for answer in exchange.champion.answers):
             return None
         champion = self._extract(exchange.champion.answers)
         if is_missing(ending):
             return Extracted(champion, None, ending.state in (State.FAILED, State.COMPARED))
         if ending.challenger is None or not ending.challenger.answers:
+            return None
+        if any(answer.is_text_left_out for answer in ending.challenger.answers):
             return None
         return Extracted(champion, self._extract(ending.challenger.answers), False)
 

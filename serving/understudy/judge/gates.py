@@ -73,6 +73,11 @@ class Gate:
         """Whether it reads the champion's second answer (``shadow.noise_floor``)."""
         return metric_class(self.metric).NEEDS_FLOOR
 
+    @property
+    def needs_label(self) -> bool:
+        """Whether it compares what the models said with feedback."""
+        return metric_class(self.metric).NEEDS_LABEL
+
     def new_metric(self) -> Metric:
         """The metric, ready to read exchanges."""
         return metric_class(self.metric)(self.pattern)

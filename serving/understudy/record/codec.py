@@ -239,7 +239,14 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
     """An observation from ``champion`` or ``observation`` of a document."""
     timings = seen["timings"]
     answers = (
-        Answer(tuple(a["token_ids"]), a["text"], a["finish_reason"], _floats_or_none(a["logprobs"]))
+        Answer(
+            token_ids=tuple(a["token_ids"]),
+            text=a["text"],
+            finish_reason=a["finish_reason"],
+            logprobs=_floats_or_none(a["logprobs"]),
+            is_text_left_out=bool(a.get("text_hmac")),
+            num_tokens_left_out=a.get("num_tokens") or 0,
+        )
         for a in seen["answers"]
     )
     return Observation(
