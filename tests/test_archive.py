@@ -7,15 +7,18 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 from tests.builders import exchange, in_loop
 from tests.record.builders import SMALL, FakeDisk, open_keeper, small_queue
 
+from understudy.api import routes
 from understudy.archive import REPLAY_BATCH, Archive
 from understudy.browse.select import Filters
 from understudy.compare import Comparators
@@ -170,6 +173,30 @@ async def test_feedback_is_kept_while_recording_is_off_and_refused_where_there_i
     assert len(list(RecordReader(tmp_path).feedback())) == num_kept + 1
     with pytest.raises(NotKept, match="it was closed"):
         await archive.feedback(Feedback("late", "billing", 1.0))
+
+
+@in_loop
+async def test_of_feedback_that_comes_at_once_only_what_has_room_is_kept(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    keeper = open_keeper(tmp_path, disk=disk.seams(), limits=SMALL)
+    archive = Archive(keeper, "", GATES, Guard())
+    disk.free_bytes = 0
+    backlog, before, num_kept = keeper._writer._backlog, 0, 0
+    while 2 * backlog.num_bytes - before < SMALL.max_backlog_bytes:  # until there is room for one more
+        before = backlog.num_bytes
+        await archive.feedback(Feedback(f"{num_kept:04d}", "billing" * 20, 1.0))
+        num_kept += 1
+    assert not keeper.why_full()
+    given = [Feedback(id, "billing" * 20, 1.0) for id in ("left", "right")]
+    told = await asyncio.gather(*map(archive.feedback, given), return_exceptions=True)
+    (kept,) = [one for one, answer in zip(given, told, strict=True) if answer is False]
+    (refused,) = [one for one, answer in zip(given, told, strict=True) if isinstance(answer, NotKept)]
+    assert (archive.waiting.ids()[-1], archive.status()["lost"]) == (kept.id, 0)
+    disk.free_bytes = 1 << 20
+    await keeper.flush()
+    assert not await archive.feedback(refused)
+    await archive.close()
+    assert [one["id"] for one in RecordReader(tmp_path).feedback()][num_kept:] == [kept.id, refused.id]
 
 
 @in_loop
@@ -404,6 +431,92 @@ async def test_what_must_not_be_done_without_its_entry_is_told_when_there_is_non
     await first.close()
     with pytest.raises(RecordError):
         await first.enter("promote", {}, {}, "ann")
+
+
+@asynccontextmanager
+async def asking(archive: Archive, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """HTTP to the real server."""
+    transport = httpx.ASGITransport(routes.build(serving(archive, folder), None), client=("127.0.0.1", 4000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+@in_loop
+async def test_of_two_labels_over_http_the_later_one_stands_whichever_comes_last(tmp_path: Path) -> None:
+    """x0 and x1 get theirs in the order of their times and the other way round, x2 and x3 before they come."""
+    first = await opened(tmp_path)
+    first.take_up()
+    older, newer = {"label": "refund", "at_unix_s": 100}, {"label": "billing", "at_unix_s": 200.5}
+    orders = {"x0": (older, newer), "x1": (newer, older), "x2": (older, newer), "x3": (newer, older)}
+
+    def come(*numbers: int) -> None:
+        for number in numbers:
+            first.accepted(asked(number), ["rival"], {"rival": number + 1})
+            first.ended(asked(number), "rival", compared("label: billing"))
+
+    async def told(archive: Archive) -> tuple[Any, ...]:
+        async with asking(archive, tmp_path) as client:
+            views = [(await client.get(f"/shadow/exchanges/{id}")).json()["exchanges"][0] for id in orders]
+            (challenger,) = (await client.get("/shadow/status")).json()["challengers"]
+        (gate,) = challenger["verdict"]["gates"]
+        return [label_of(view) for view in views], gate["units"], gate["champion_mean"], gate["challenger_mean"]
+
+    come(0, 1)
+    async with asking(first, tmp_path) as client:
+        for id, given in orders.items():
+            for one in given:
+                answer = await client.post("/shadow/feedback", json={"request_id": f"request-{id}"} | one)
+                assert answer.json() == {"request_id": f"request-{id}", "known": id in ("x0", "x1")}
+    come(2, 3)
+    assert await told(first) == (["billing"] * 4, 4, 1.0, 1.0)
+    await first.close()
+    again = await opened(tmp_path)
+    again.take_up()
+    await again.replayed.wait()
+    assert await told(again) == (["billing"] * 4, 4, 1.0, 1.0)
+    await again.close()
+
+
+def actions(folder: Path) -> list[str]:
+    return [action for (action,) in query(folder, "SELECT action FROM controls")[1]]
+
+
+@in_loop
+async def test_a_pause_takes_effect_at_once_and_its_entry_is_durable_when_it_is_told(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    archive = Archive(open_keeper(tmp_path, disk=disk.seams()), "", GATES, Guard())
+    server = serving(archive, tmp_path)
+    assert await server.pause("ann") == ""
+    assert actions(tmp_path) == ["pause"]
+    assert await server.resume(None, "ann") == ""
+    assert actions(tmp_path) == ["pause", "resume"]
+    disk.free_bytes = 0
+    assert "No space left" in await server.pause("bob")
+    assert server._lane.paused
+    disk.free_bytes = 1 << 20
+    await archive.find("x")
+    assert actions(tmp_path) == ["pause", "resume", "pause"]  # it waited
+    await archive.close()
+
+
+@in_loop
+async def test_a_pause_waits_for_no_disk_that_hangs_and_needs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.archive.NOTE_MAX_S", 0.05)
+    disk = FakeDisk()
+    disk.may_sync.clear()
+    archive = Archive(open_keeper(tmp_path, disk=disk.seams()), "", GATES, Guard())
+    server = serving(archive, tmp_path)
+    pausing = asyncio.create_task(server.pause("ann"))
+    await asyncio.sleep(0)
+    assert server._lane.paused  # before anything was waited for
+    assert await pausing == "the store has not answered for 0.05 s"
+    disk.may_sync.set()
+    await archive.close()
+    assert actions(tmp_path) == ["pause"]
+    none = Archive(None, "nothing is recorded: no such folder", GATES, Guard())
+    assert await serving(none, tmp_path).pause("ann") == "nothing is recorded: no such folder"
 
 
 async def record_that_turns(folder: Path) -> None:

@@ -12,11 +12,14 @@ import pytest
 from click.testing import CliRunner
 from tests.record.builders import accepted, ended, feedback, open_keeper
 
+from understudy.browse.champion import champion_in
 from understudy.cli import cli
+from understudy.config import RecordSpec
 from understudy.errors import RecordError
 from understudy.judge.gates import Gate
 from understudy.judge.verdict import Judge
 from understudy.record import Accepted, Control, Ended, Event, scan
+from understudy.record.recording import Recording
 from understudy.recorded import judged, said_of
 from understudy.types import Answer, Comparison, Ending, State
 
@@ -106,6 +109,17 @@ def test_a_session_that_was_spread_over_replicas_is_one_unit(tmp_path: Path) -> 
     assert [gate["units"] for gate in status["verdict"]["gates"]] == [1, 1]
 
 
+def test_a_session_that_one_replica_has_under_its_pseudonym_is_one_unit_too(tmp_path: Path) -> None:
+    for replica, text in enumerate(("full", "none")):
+        recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), f"replica-{replica}")
+        keeper = open_keeper(recording.log, rollout="one", privacy=recording.privacy)
+        for event in (Control("identity", 1.0, IDENTITY), *pair(replica, "yes", "yes", session="of both")):
+            keeper.append(event)
+        keeper.close()
+    status, _ = judged(str(tmp_path))
+    assert status["verdict"]["gates"][1]["units"] == 1
+
+
 def test_the_last_rollout_is_judged_and_another_one_when_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "replica-0"
     older = IDENTITY | {"champion": {"name": "champion", "model": "org/older"}}
@@ -127,6 +141,17 @@ def test_a_record_that_does_not_say_what_was_compared_has_no_verdict(tmp_path: P
     write(tmp_path / "replica-0", accepted(1), ended(1))
     with pytest.raises(RecordError, match="does not say what was compared"):
         judged(str(tmp_path))
+
+
+def test_report_and_exchanges_find_the_same_newest_champion_over_all_writers(tmp_path: Path) -> None:
+    older = IDENTITY | {"champion": {"name": "champion", "model": "org/older"}}
+    unknown = IDENTITY | {"champion": None}
+    write(tmp_path / "replica-0", Control("identity", 2.0, IDENTITY), Control("identity", 3.0, unknown))
+    write(tmp_path / "replica-1", Control("identity", 1.0, older), rollout="older")
+    status, _ = judged(str(tmp_path))
+    found = champion_in(str(tmp_path))
+    assert found is not None
+    assert status["champion"]["model"] == found["model"] == "org/lead"
 
 
 def test_a_gate_that_this_version_does_not_know_is_an_error_and_not_left_out(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +22,15 @@ from understudy.browse.champion import champion_in
 from understudy.config import RecordSpec, ShadowSpec
 from understudy.engines.fake import FakeEngine
 from understudy.errors import ConfigError, RecordError
+from understudy.judge.gates import Gate
 from understudy.lane.guard import Guard
 from understudy.lane.lane import Lane
 from understudy.record import Feedback, given, scan, upkeep
 from understudy.record.audit import audit
 from understudy.record.care import Enter, care
 from understudy.record.lines import segments
+from understudy.record.patterns import redact
+from understudy.record.privacy import Privacy
 from understudy.record.recording import Recording
 from understudy.record.seal import seal
 from understudy.record.sealed import rewrite
@@ -35,7 +39,8 @@ from understudy.record.sources import Source
 from understudy.record.sql import query
 from understudy.record.store import RemoteStore
 from understudy.recorded import identities
-from understudy.types import Answer, Ending, RequestFacts, State
+from understudy.report.coverage import Coverage
+from understudy.types import Answer, Ending, Exchange, RequestFacts, State
 
 from .builders import Offer
 
@@ -209,8 +214,9 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
     assert archive.take_up() == {}
     archive.keep_opening(restored.set_result)
+    archive.identify({"champion": {"name": "lead", "model": "org/lead"}}, {})
     archive.accepted(exchange("x1"), ["b"], {"b": 1})
-    assert (archive.status()["recording"], archive.status()["lost"]) == (False, 1)
+    assert (archive.status()["recording"], archive.status()["lost"]) == (False, 2)
     (tmp_path / "r" / "replica-0").unlink()
     assert await restored == {}
     archive.accepted(exchange("x2"), ["b"], {"b": 2})
@@ -218,7 +224,119 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     assert archive.status()["recording"] is True
     await archive.close()
     (gap,) = query(tmp_path / "r", "SELECT action, num_lost FROM controls WHERE num_lost > 0")[1]
-    assert gap == ("recording_resumed", 1)
+    assert gap == ("recording_resumed", 2)
+    assert [each["champion"]["name"] for each in identities(str(tmp_path / "r"))] == ["lead"]
+
+
+@in_loop
+async def test_gates_that_changed_are_entered_in_a_record_that_opened_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    recording = Recording.of(RecordSpec(url=str(tmp_path)), "replica-0")
+    first = await opened(recording)
+    first.identify({"gates": ["then"], "gates_sha256": "77"}, {})
+    await first.find("anything")  # it is on disk
+    second = await opened(recording)
+    restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+    second.keep_opening(restored.set_result)
+    second.identify({"gates": ["now"], "gates_sha256": "78"}, {})
+    await first.close()
+    await restored
+    comparing: Any = second._comparing
+    await comparing
+    await second.close()
+    assert query(tmp_path, "SELECT count(*) FROM controls WHERE action = 'gates_changed'")[1] == [(1,)]
+
+
+def of(tenant: str, number: int, at_unix_s: float, body: bytes = b"{}") -> Exchange:
+    tags = {"session": f"{tenant}, at noon", "tenant": tenant}
+    facts = RequestFacts(tags=tags, body=body)
+    return replace(exchange(f"x{number}", facts=facts), arrived_unix_s=at_unix_s)
+
+
+def careful(text: str) -> str:
+    if "unheard of" in text:
+        raise ValueError("what is this?")
+    return redact(text)
+
+
+@pytest.mark.parametrize("tenant", ["ann@example.org", "acme"])
+@pytest.mark.parametrize("text", ["full", "redacted", "none"])
+@in_loop
+async def test_a_session_and_a_tenant_are_the_same_before_and_after_a_restart(
+    tmp_path: Path, text: Any, tenant: str
+) -> None:
+    """Also beside an exchange whose redaction failed, which has pseudonyms only."""
+    recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), "replica-0")
+    recording = replace(recording, privacy=Privacy(text, (careful,), recording.privacy.secret))
+    gates, bodies = [Gate("missing", 0.05)], (b"{}", b'{"prompt": "unheard of"}')
+
+    def sees(archive: Archive) -> tuple[int, list[Coverage]]:
+        (summary,) = archive.summaries({"b": 0.0})
+        open_sessions = archive.verdicts(["b"], idle=True)["b"]["open_sessions"]
+        return open_sessions, [one for one in summary.coverage if one.kind == "tenant"]
+
+    in_the_clear = text == "full" or (text == "redacted" and tenant == "acme")
+    shown = tenant if in_the_clear else recording.privacy.pseudonym(tenant)
+    for run in range(3):
+        archive = await Archive.open(recording.log, describe, gates, Guard(), recording)
+        archive.take_up()
+        await archive.replayed.wait()
+        num_before = 2 * run
+        if run:
+            assert sees(archive) == (1, [Coverage("tenant", shown, num_before, 0)])
+        for number, body in enumerate(bodies, num_before):
+            asked = of(tenant, number, time.time(), body)
+            archive.accepted(asked, ["b"], {"b": 1})
+            archive.ended(asked, "b", Ending(State.SHED, "queue_full"))
+        assert sees(archive) == (1, [Coverage("tenant", shown, num_before + 2, 0)])
+        await archive.close()
+
+
+@in_loop
+async def test_a_record_that_opens_late_has_the_pseudonyms_of_its_own_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
+    monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    spec = RecordSpec(url=str(tmp_path / "r"), text="none")
+    (tmp_path / "r").write_text("in the way")
+    archive = await opened(Recording.of(spec, "replica-0"))
+    restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+    archive.keep_opening(restored.set_result)
+    (tmp_path / "r").unlink()
+    await restored
+    archive.accepted(of("acme", 1, 1.0), ["b"], {"b": 1})
+    await archive.close()
+    (view,) = scan(spec.url)
+    assert view["tags"]["tenant"] == Recording.of(spec, "replica-0").privacy.pseudonym("acme")
+
+
+@pytest.mark.parametrize("text", ["full", "redacted", "none"])
+@in_loop
+async def test_what_was_compared_by_prompt_length_and_tools_is_the_same_after_a_restart(
+    tmp_path: Path, text: Any
+) -> None:
+    recording = Recording.of(RecordSpec(url=str(tmp_path), text=text), "replica-0")
+
+    def covered(archive: Archive) -> set[Coverage]:
+        return {one for one in archive.summaries({"b": 0.0})[0].coverage if one.kind != "tenant"}
+
+    first = await opened(recording)
+    for number, num_tokens in enumerate((10, 5000)):
+        facts = RequestFacts(body=b'{"tools": [{"type": "function"}]}' if number else b"{}")
+        asked = exchange(f"x{number}", prompt_token_ids=tuple(range(num_tokens)), facts=facts)
+        first.accepted(asked, ["b"], {"b": 1})
+        first.ended(asked, "b", Ending(State.SHED, "queue_full"))
+    heard = covered(first)
+    assert {one.group for one in heard} == {"up to 256 tokens", "up to 16,384 tokens", "with", "without"}
+    await first.close()
+    again = await opened(recording)
+    await again.replayed.wait()
+    assert covered(again) == heard
+    await again.close()
 
 
 @in_loop

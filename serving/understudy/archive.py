@@ -26,6 +26,7 @@ from understudy.record import Accepted, Control, Counts, Ended, Feedback, Record
 from understudy.record.care import needs_care
 from understudy.record.given import without_exchange
 from understudy.record.labels import current_label, feedback_of, is_given
+from understudy.record.privacy import FULL
 from understudy.record.recording import Recording, keep_rule
 from understudy.record.schema import SERVER
 from understudy.record.waiting import Waiting
@@ -41,6 +42,7 @@ OPEN_AGAIN_S = (0.0, 1.0, 4.0)
 OPEN_LATER_S = 10.0
 ELSEWHERE_AFTER = 6  # turns of it: a minute is what Ray gives a replica to end, and its successor wants its folder
 MAX_SEATS = 10_000
+NOTE_MAX_S = 1.0
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -72,8 +74,9 @@ class Archive:
         self._keeper = keeper
         self._why_not = why_not
         self._guard = guard
-        self._judge = Judge(gates)
-        self._tallies = Tallies()
+        privacy = FULL if recording is None else recording.privacy
+        self._judge = Judge(gates, known_as=privacy.known_as)
+        self._tallies = Tallies(privacy)
         self.waiting = Waiting()
         self._started_unix_s = time.time()
         self._verdicts: dict[str, dict[str, Any]] = {}
@@ -139,6 +142,9 @@ class Archive:
             if self._keeper is not None:
                 break
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
+        if self._identity:  # it was entered before there was a record
+            self._append(self._identity_entry())
+            self.compare_gates({name: self._identity.get(name) for name in ("gates", "gates_sha256")}, dict)
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
 
@@ -242,7 +248,9 @@ class Archive:
         Raises:
             NotKept: there is no record, or no room: it would be lost, and counts for nothing.
         """
-        if why_not := self._why_not if self._keeper is None else self._keeper.why_full():
+        if self._keeper is None:
+            raise NotKept(self._why_not)
+        if why_not := self._keeper.why_full():
             raise NotKept(why_not)
         waits = self.waiting.has(given)
         if not waits:
@@ -251,7 +259,11 @@ class Archive:
         if found:
             self.waiting.take([given.id])
         if not waits and not (found and all(is_given(given, feedback_of(view)) for view in found)):
-            self._append(given)
+            try:
+                await self._keeper.keep(given)  # others have come since there was room
+            except NotKept:
+                self.waiting.remove(given)
+                raise
             for view in found:
                 self._hear_feedback(view["exchange_id"], given)
         return bool(found)
@@ -265,6 +277,27 @@ class Archive:
     ) -> None:
         """Something was done to the shadow as a whole; by whom."""
         self._append(Control(action, time.time(), detail or {}, offered, actor=actor))
+
+    async def note(
+        self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any] | None = None, *, actor: str
+    ) -> str:
+        """The same, for what is done already and by no means waits for its entry.
+
+        Returns:
+            Why the entry is not durable after NOTE_MAX_S at the most; empty where it is. It is made later if it can be.
+        """
+        entry = Control(action, time.time(), detail or {}, offered, actor=actor)
+        if self._keeper is None:
+            self._append(entry)
+            return self._why_not
+        try:
+            async with asyncio.timeout(NOTE_MAX_S):
+                await self._keeper.write(entry)
+        except RecordError as fault:
+            return str(fault)
+        except TimeoutError:
+            return f"the store has not answered for {NOTE_MAX_S:g} s"
+        return ""
 
     def identify(self, detail: Mapping[str, Any], offered: Mapping[str, int]) -> None:
         """Enter what is compared (``identity``), now and again whenever retention removes something."""
@@ -357,6 +390,9 @@ class Archive:
 
     # inside
 
+    def _identity_entry(self) -> Control:
+        return Control("identity", time.time(), self._identity, actor=SERVER)
+
     def _append(self, event: Accepted | Ended | Feedback | Control) -> None:
         if self._keeper is not None:
             self._keeper.append(event)
@@ -379,7 +415,7 @@ class Archive:
         def enter(action: str, detail: Mapping[str, Any], actor: str | None = SERVER) -> None:
             entries = [Control(action, time.time(), detail, actor=actor)]
             if action == "retention" and self._identity:  # the segment that has it may be among those that go
-                entries.insert(0, Control("identity", time.time(), self._identity, actor=SERVER))
+                entries.insert(0, self._identity_entry())
             keeper.enter(*entries)
 
         for turn in count():
@@ -483,6 +519,8 @@ def _opened(
     """Raises RecordError, OSError."""
     if spec is not None:
         keep_rule(spec)
+        if spec.text != "full":
+            how.take_secret()
     return RecordKeeper.open(
         how.log,
         describe_parameters=describe_parameters,

@@ -155,9 +155,12 @@ class ChampionWitness:
         gaps: tuple[Gaps, ...] = ()
         if self._parameters.output_kind != RequestOutputKind.FINAL_ONLY:
             by_index: dict[int, list[float]] = {}
-            for time_s, outputs in zip(self._times_s, self._outputs, strict=True):
-                for output in outputs:
-                    by_index.setdefault(output.index, []).append(time_s)
+            if self._parameters.n == 1:
+                by_index[0] = self._times_s
+            else:
+                for time_s, outputs in zip(self._times_s, self._outputs, strict=True):
+                    for output in outputs:
+                        by_index.setdefault(output.index, []).append(time_s)
             gaps = tuple(map(gaps_between, by_index.values()))
         return measured(self._prompt, self._batch_size, added(*gaps))
 

@@ -22,7 +22,9 @@ from understudy.judge.verdict import Judge, overall
 from understudy.lane.guard import Guard
 from understudy.lane.ledger import Ledger
 from understudy.record.labels import current_label
+from understudy.record.privacy import FULL
 from understudy.record.reading import RecordReader
+from understudy.record.recording import privacy_of
 from understudy.record.scanning import merged, sources_at
 from understudy.report.summary import ChallengerSummary
 from understudy.report.tally import Tallies
@@ -56,7 +58,8 @@ def judged(
     known = identities(url, spool)
     identity = chosen(known, rollout, url)
     readers = [RecordReader(source) for source in sources_at(url, spool)]
-    judge, tallies, guard = Judge(gates_of(identity)), Tallies(), Guard()
+    privacy = privacy_of(url, spool) or FULL
+    judge, tallies, guard = Judge(gates_of(identity), known_as=privacy.known_as), Tallies(privacy), Guard()
     ledgers: dict[str, Ledger] = defaultdict(Ledger)
     stands = standing(readers, identity)
     others = 0
@@ -135,7 +138,7 @@ def identities(url: str, spool: Path | None = None) -> list[dict[str, Any]]:
     for source in sources_at(url, spool):
         for control in RecordReader(source).controls("identity"):
             rollout, at_unix_s = control.get("rollout") or "", control["at_unix_s"]
-            if at_unix_s >= found.get(rollout, (-inf,))[0] and "champion" in control["detail"]:
+            if at_unix_s >= found.get(rollout, (-inf,))[0] and control["detail"].get("champion"):
                 found[rollout] = at_unix_s, control["detail"] | {"rollout": rollout}
     return [detail for _, detail in sorted(found.values(), key=lambda each: each[0])]
 

@@ -221,15 +221,18 @@ class Server:
         """The ids for which there is feedback and no exchange yet."""
         return self._archive.waiting.ids()
 
-    def pause(self, actor: str) -> None:
-        """The kill switch."""
+    async def pause(self, actor: str) -> str:
+        """The kill switch: it is off before this first awaits. Why that is not recorded (yet), empty where it is."""
         self._lane.pause()
-        self._archive.control("pause", self._lane.offered(), actor=actor)
+        return await self._archive.note("pause", self._lane.offered(), actor=actor)
 
-    async def resume(self, challenger: str | None, actor: str) -> None:
+    async def resume(self, challenger: str | None, actor: str) -> str:
         """Shadow again, and lift the quarantine; of one challenger only where one is named.
 
         Who was in quarantine comes back when the replica starts the next time.
+
+        Returns:
+            As pause() does.
 
         Raises:
             KeyError: no challenger has that name.
@@ -239,9 +242,10 @@ class Server:
         lifted = await asyncio.to_thread(self._engines.quarantine.lift, challenger)
         if challenger is None:
             self._lane.resume()
-        self._archive.control("resume", self._lane.offered(), {"challenger": challenger, "lifted": lifted}, actor)
         if lifted:
             log.warning("quarantine lifted: %s", ", ".join(lifted))
+        detail = {"challenger": challenger, "lifted": lifted}
+        return await self._archive.note("resume", self._lane.offered(), detail, actor=actor)
 
     async def promote(self, asked: Promotion, actor: str) -> dict[str, Any]:
         """Enter the decision for a challenger; its entry's detail. Nothing of this server changes.

@@ -61,6 +61,8 @@ class RequestFacts:
     body: bytes | None = None
     traceparent: str | None = None
     """The W3C trace context that the client sent (meter/traces.py)."""
+    offers_tools: bool | None = None
+    """Of a record that for privacy has no body. None: not known."""
 
     @property
     def session(self) -> str | None:
@@ -235,6 +237,13 @@ class Observation:
     taken: Taken = NOT_WEIGHED
     draft: DraftCounts | None = None
     """Where the generation was speculative; None where it was plain."""
+    num_prompt_tokens_left_out: int = 0
+    """Of a record that has the number of the prompt's tokens, and for privacy not their ids."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 where nothing is known of them."""
+        return len(self.prompt_token_ids) or self.num_prompt_tokens_left_out
 
     @property
     def num_generated_tokens(self) -> int:

@@ -28,6 +28,7 @@ class FakeShadow:
     asked: list[Any] = field(default_factory=list)
     fault: Exception | None = None
     actors: list[str] = field(default_factory=list)
+    why_not: str = ""
 
     async def status(self) -> Mapping[str, Any]:
         self.asked.append("status")
@@ -48,15 +49,17 @@ class FakeShadow:
     def waiting(self) -> list[str]:
         return ["nobody"]
 
-    def pause(self, actor: str) -> None:
+    async def pause(self, actor: str) -> str:
         self.asked.append("pause")
         self.actors.append(actor)
+        return self.why_not
 
-    async def resume(self, challenger: str | None, actor: str) -> None:
+    async def resume(self, challenger: str | None, actor: str) -> str:
         if challenger == "nobody":
             raise KeyError(challenger)
         self.asked.append("resume" if challenger is None else ("resume", challenger))
         self.actors.append(actor)
+        return self.why_not
 
     async def promote(self, asked: Promotion, actor: str) -> Mapping[str, Any]:
         if asked.challenger == "nobody":
@@ -127,7 +130,11 @@ async def test_pause_and_resume_act_and_answer_with_the_status(action: str) -> N
     shadow = FakeShadow()
     response = await ask("POST", f"/shadow/{action}", shadow)
     assert shadow.asked == [action, "status"]
-    assert response.json() == STATUS
+    assert response.json() == STATUS | {"entry": {"recorded": True, "detail": ""}}
+    shadow.why_not = "the disk is full"
+    response = await ask("POST", f"/shadow/{action}", shadow)
+    assert response.status_code == 200
+    assert response.json()["entry"] == {"recorded": False, "detail": "the disk is full"}
 
 
 @in_loop

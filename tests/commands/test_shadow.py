@@ -69,6 +69,12 @@ def test_it_asks_the_server_and_shows_the_challengers(server: Noting, words: lis
     assert done.output.splitlines() == ["phase: shadowing", "  a: ready", "  b: not ready: its quarantine is lifted"]
 
 
+def test_it_says_what_is_done_and_not_recorded(server: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS, "entry", {"recorded": False, "detail": "the disk is full"})
+    done = CliRunner().invoke(command, ["pause", f"http://127.0.0.1:{server.server_port}"], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "Done, and not in the record yet: the disk is full\n")
+
+
 def test_it_says_who_does_it(server: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("getpass.getuser", lambda: "ann")

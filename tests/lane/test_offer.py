@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -134,3 +138,58 @@ async def test_the_intake_lets_the_answers_go_first() -> None:
             await turns(1)
             taken.append(stage.counts()["sampled"] - before)
         assert max(taken) == 1
+
+
+@contextlib.contextmanager
+def busy_loop() -> Iterator[None]:
+    """Every turn of the event loop takes a millisecond, as while it streams answers."""
+    loop, left = asyncio.get_running_loop(), False
+
+    def turn() -> None:
+        time.sleep(0.001)
+        if not left:
+            loop.call_soon(turn)
+
+    turn()
+    try:
+        yield
+    finally:
+        left = True
+
+
+@in_loop
+async def test_in_a_busy_loop_the_lane_waits_for_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(WatchedEngine()) as stage:
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0005)
+        monkeypatch.setattr(lane_module, "MAX_LATE_S", math.inf)
+        given = Offer()
+        with busy_loop():
+            stage.lane.offer(given)
+            await turns(100)
+            assert given.completed == 0
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", math.inf)  # the first gap, however busy the machine is
+        await stage.lane.idle()
+        assert stage.counts()["compared"] == 1
+
+
+@in_loop
+async def test_where_no_gap_comes_it_goes_on_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(WatchedEngine()) as stage:
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
+        monkeypatch.setattr(lane_module, "MAX_LATE_S", 0.02)
+        given = offers(3)
+        for each in given:
+            stage.lane.offer(each)
+        await stage.lane.idle()
+        assert stage.counts()["compared"] == 3
+
+
+@in_loop
+async def test_closing_waits_for_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(WatchedEngine()) as stage:
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
+        monkeypatch.setattr(lane_module, "MAX_LATE_S", math.inf)
+        stage.lane.offer(Offer())
+        await turns(3)
+        await stage.lane.close()
+        assert stage.counts()["offered"] == 1

@@ -18,6 +18,7 @@ import pytest
 
 from understudy.errors import RecordError
 from understudy.record import Control, RecordKeeper, World, WriterLimits, decode, encode
+from understudy.record.backlog import Flush
 from understudy.record.lines import links_of
 from understudy.record.log import SegmentLog
 
@@ -456,14 +457,69 @@ def test_an_entry_that_is_refused_is_never_made(tmp_path: Path) -> None:
     assert sorted(entries(tmp_path)) == ["pause", "recording_resumed"]
 
 
-def test_an_entry_at_which_the_store_fails_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["write", "sync"])
+def test_an_entry_at_which_the_store_fails_is_told_and_made_once_when_it_is_asked_for_again(
+    tmp_path: Path, call: str
+) -> None:
     disk = FakeDisk()
     with keeping(tmp_path, disk=disk.seams()) as keeper:
-        disk.broken = {"sync": errno.EIO}
-        with pytest.raises(RecordError, match="recording is off"):
-            keeper.enter(Control("promote", 1.0))
+        keeper.append(accepted(1))
+        flush(keeper)
+        for _ in range(2):
+            disk.broken = {call: errno.EIO}
+            with pytest.raises(RecordError, match="the store does not take it"):
+                keeper.enter(Control("promote", 1.0))
+            assert entries(tmp_path) == []  # whoever reads it now sees what was told, too
         disk.broken = {}
-    assert entries(tmp_path) == ["promote"]  # it waited, like any other
+        keeper.enter(Control("promote", 2.0))  # needs no other event to find the store again
+        keeper.append(accepted(2))
+    assert entries(tmp_path) == ["promote"]
+    assert open_and_verify(tmp_path) == 3
+
+
+def test_what_is_refused_because_the_backlog_is_full_is_not_lost(tmp_path: Path) -> None:
+    disk = FakeDisk(free_bytes=0)
+    with keeping(tmp_path, disk=disk.seams(), limits=SMALL) as keeper:
+        for number in range(90):
+            keeper.append(accepted(number))
+        with pytest.raises(RecordError):
+            flush(keeper)
+        num_lost = keeper.num_lost
+        assert num_lost
+        for wanted in ({"or_never": True}, {"when_kept": True}):
+            with pytest.raises(RecordError, match="recording is off"):
+                asyncio.run(keeper._flush(Control("promote", 1.0), **wanted))
+        assert keeper.num_lost == num_lost
+
+
+def test_an_entry_waits_for_what_is_before_it_and_is_taken_back_alone(tmp_path: Path) -> None:
+    disk = FakeDisk()
+    disk.may_sync.clear()
+    with keeping(tmp_path, disk=disk.seams()) as keeper:
+        keeper.append(accepted(1))
+        keeper._writer._wake.set()
+        disk.is_in_sync.wait()
+        keeper.append(accepted(2))
+        fails: list[RecordError] = []
+
+        def enter() -> None:
+            try:
+                keeper.enter(Control("promote", 1.0))
+            except RecordError as error:
+                fails.append(error)
+
+        entering = threading.Thread(target=enter)
+        entering.start()
+        while not any(isinstance(item, Flush) for item in keeper._writer._queue):
+            keeper._writer._wake.wait(0.01)
+        keeper.append(accepted(3))
+        disk.free_bytes = sum(map(len, whole_lines(tmp_path))) + 100  # the second exchange, and part of the entry
+        disk.may_sync.set()
+        entering.join(MINUTE_S)
+        disk.free_bytes = float("inf")
+    assert len(fails) == 1
+    assert ids(tmp_path) == ["ex-1", "ex-2", "ex-3"]
+    assert open_and_verify(tmp_path) == 3
 
 
 def test_a_cancelled_flush_and_a_closed_loop_harm_nobody(tmp_path: Path) -> None:

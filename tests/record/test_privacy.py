@@ -305,6 +305,16 @@ def test_pseudonyms_are_the_same_for_the_same_and_found_by_the_real_id(tmp_path:
     assert len(list(RecordReader(tmp_path).iterate())) == 1
 
 
+def test_tags_with_a_meaning_keep_their_names(tmp_path: Path) -> None:
+    for mode in ("redacted", "none"):
+        privacy = Privacy(mode, (shout,), b"secret")  # type: ignore[arg-type]
+        keeper = open_keeper(tmp_path / mode, privacy=privacy)
+        keeper.append(accepted(1))
+        flush(keeper)
+        assert keeper.find("ex-1")[0]["tags"] == {"session": privacy.pseudonym("s1")}
+        keeper.close()
+
+
 def shout(text: str) -> str:
     return text.upper()
 

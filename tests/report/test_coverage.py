@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from io import StringIO
+from itertools import count
+from typing import Any
 
 import pytest
 from rich.console import Console
 from tests.builders import answer, exchange, observation
 
-from understudy.report.coverage import MAX_TENANTS, MAX_TENANTS_SHOWN, OTHERS, Coverage, coverage_figures, tools_group
+from understudy.report import coverage as coverage_module
+from understudy.report.coverage import (
+    MAX_NEWEST,
+    MAX_TENANTS,
+    MAX_TENANTS_SHOWN,
+    OTHERS,
+    Coverage,
+    coverage_figures,
+    tools_group,
+)
 from understudy.report.summary import ChallengerSummary
 from understudy.report.table import print_report
 from understudy.report.tally import Tallies
@@ -18,12 +29,13 @@ from understudy.types import Comparison, Ending, Exchange, Outcome, RequestFacts
 
 COMPARED = Ending(State.COMPARED, challenger=observation(answer(1)), comparison=Comparison({}))
 SHED = Ending(State.SHED, "queue_full")
+NUMBERS = count()
 
 
 def asked(num_tokens: int, tenant: str = "", **body: object) -> Exchange:
     tags = {"tenant": tenant} if tenant else {}
     facts = RequestFacts(tags=tags, body=json.dumps(body).encode())
-    return exchange(facts=facts, prompt_token_ids=tuple(range(num_tokens)))
+    return exchange(f"x{next(NUMBERS)}", facts=facts, prompt_token_ids=tuple(range(num_tokens)))
 
 
 def coverage(*ended: tuple[Exchange, Ending]) -> Sequence[Coverage]:
@@ -95,6 +107,19 @@ def test_what_was_not_kept_has_a_group_of_its_own() -> None:
     assert Coverage("tools", "not known", 1, 0) in found
 
 
+def test_an_exchange_is_looked_at_once_for_all_challengers(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr(coverage_module, "tools_group", lambda facts: looked.append(facts) or "without")
+    tallies, exchanges = Tallies(), [asked(1) for _ in range(2 * MAX_NEWEST)]
+    for first in range(0, len(exchanges), 16):  # the challengers' work overlaps
+        for name in "abc":
+            for one in exchanges[first : first + 16]:
+                tallies.ended(one, name, COMPARED)
+    assert len(looked) == len(exchanges)
+    assert [len(one.coverage) for one in tallies.summaries(dict.fromkeys("abc"))] == [3, 3, 3]
+    assert len(tallies._groups._newest) == MAX_NEWEST
+
+
 @pytest.mark.parametrize(
     ("body", "group"),
     [
@@ -109,7 +134,7 @@ def test_what_was_not_kept_has_a_group_of_its_own() -> None:
     ],
 )
 def test_tools_are_those_that_the_request_offers(body: bytes | None, group: str) -> None:
-    assert tools_group(body) == group
+    assert tools_group(RequestFacts(body=body)) == group
 
 
 def test_many_tenants_take_bounded_memory_and_few_lines() -> None:

@@ -40,11 +40,11 @@ class Shadow(Protocol):
     def waiting(self) -> list[str]:
         """The ids for which there is feedback and no exchange yet."""
 
-    def pause(self, actor: str) -> None:
-        """Stop shadowing; by whom."""
+    async def pause(self, actor: str) -> str:
+        """Stop shadowing; by whom. Done whatever this returns: why its entry is not durable, empty where it is."""
 
-    async def resume(self, challenger: str | None, actor: str) -> None:
-        """Go on, and lift the quarantine; of one challenger where one is named. KeyError for an unknown name."""
+    async def resume(self, challenger: str | None, actor: str) -> str:
+        """Go on, and lift the quarantine; of one challenger where one is named. The same. KeyError: an unknown name."""
 
     async def promote(self, asked: Promotion, actor: str) -> Mapping[str, Any]:
         """Enter the decision for a challenger. KeyError, Refused, RecordError."""
@@ -75,20 +75,20 @@ def build(shadow: Shadow, key: str | None) -> Starlette:
 
     async def pause(request: Request) -> Response:
         try:
-            shadow.pause(actor_of(request, key))
+            why_not = await shadow.pause(actor_of(request, key))
         except ConfigError as fault:
             return error(400, str(fault))
-        return JSONResponse(await shadow.status())
+        return done(await shadow.status(), why_not)
 
     async def resume(request: Request) -> Response:
         challenger = request.query_params.get("challenger")
         try:
-            await shadow.resume(challenger, actor_of(request, key))
+            why_not = await shadow.resume(challenger, actor_of(request, key))
         except ConfigError as fault:
             return error(400, str(fault))
         except KeyError:
             return error(404, f"challenger: no challenger is called {challenger!r}")
-        return JSONResponse(await shadow.status())
+        return done(await shadow.status(), why_not)
 
     async def promote(request: Request) -> Response:
         body = await read_json(request)
@@ -225,6 +225,11 @@ async def read_json(request: Request) -> dict[str, Any] | Response:
     if not isinstance(body, dict):
         return error(400, "the body must be a JSON object")
     return body
+
+
+def done(status: Mapping[str, Any], why_not: str) -> JSONResponse:
+    """The status after something was done, and whether that stands in the record."""
+    return JSONResponse({**status, "entry": {"recorded": not why_not, "detail": why_not}})
 
 
 def error(status: int, message: str) -> JSONResponse:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from understudy.identity import folder_of
-from understudy.record.reading import RecordReader
-from understudy.record.scanning import sources_at
+from understudy.recorded import identities
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -22,15 +20,11 @@ def champion_in(record: str, spool: Path | None = None) -> dict[str, Any] | None
     Raises:
         RecordError: there is no record.
     """
-    found: dict[str, Any] | None = None
-    found_unix_s = -inf
-    for source in sources_at(record, spool):
-        for control in RecordReader(source).controls("identity"):
-            said, at_unix_s = control["detail"].get("champion"), control["at_unix_s"]
-            if said and at_unix_s >= found_unix_s:
-                found = {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
-                found_unix_s = at_unix_s
-    return found
+    known = identities(record, spool)
+    if not known:
+        return None
+    said = known[-1]["champion"]
+    return {"model": said["model"], "name": said["name"], "engine_args": said.get("engine_args") or {}}
 
 
 def decoder_of(champion: dict[str, Any] | None) -> Decode | None:

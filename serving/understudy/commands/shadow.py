@@ -58,3 +58,6 @@ def _show(status: dict[str, Any]) -> None:
     for challenger in status["challengers"]:
         state = "ready" if challenger["ready"] else f"not ready: {challenger['detail']}"
         click.echo(f"  {challenger['name']}: {state}")
+    entry = status.get("entry", {"recorded": True})
+    if not entry["recorded"]:
+        click.echo(f"Done, and not in the record yet: {entry['detail']}", err=True)

@@ -65,6 +65,7 @@ class Judge:
             sampled. The oldest go first.
         max_exchanges: of each challenger, the newest, that a label can still change (units.py).
         clock: the time now, as in ``Exchange.arrived_unix_s``.
+        known_as: of a session's name; one that was recorded under a pseudonym is the same session.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Judge:
         max_pending_labels: int = 100_000,
         max_exchanges: int = MAX_EXCHANGES,
         clock: Callable[[], float] = time.time,
+        known_as: Callable[[str], str] = str,
     ) -> None:
         self.gates = tuple(gates)
         self._metrics = tuple(gate.new_metric() for gate in gates)
@@ -82,6 +84,7 @@ class Judge:
         self._max_pending_labels = max_pending_labels
         self._max_exchanges = max_exchanges
         self._clock = clock
+        self._known_as = known_as
         self._is_over = False
         self._units: dict[str, Units] = {}
         self._labels: dict[str, str] = {}
@@ -105,7 +108,9 @@ class Judge:
         kept = tuple(metric.keep(exchange, ending) if counts else None for metric in self._metrics)
         if exchange_id in self._pending_labels:
             self._labels[exchange_id] = self._pending_labels.pop(exchange_id)
-        forgotten = units.add(exchange_id, Entry(exchange.arrived_unix_s, exchange.facts.session, kept))
+        name = exchange.facts.session
+        session = None if name is None else self._known_as(name)
+        forgotten = units.add(exchange_id, Entry(exchange.arrived_unix_s, session, kept))
         if forgotten is not None and not any(forgotten in each for each in self._units.values()):
             self._labels.pop(forgotten, None)
             self._labelled_unix_s.pop(forgotten, None)

@@ -40,6 +40,8 @@ def gaps_between(times_s: Iterable[float]) -> Gaps:
 
 def added(*many: Gaps) -> Gaps:
     """The gaps of several streams together."""
+    if len(many) == 1:
+        return many[0]
     counts: Counter[int] = Counter()
     for gaps in many:
         counts.update(dict(gaps))

@@ -32,6 +32,7 @@ from understudy.types import Ending, Exchange, Observation
 log = logging.getLogger(__name__)
 
 
+NO_SCALE = Scale()
 Weighed = Callable[[Observation, str], Observation]
 
 
@@ -62,6 +63,7 @@ class Station:
         self._traces = None if endpoint is None else exporting(endpoint, full=full)
         self._facts: Callable[[], Mapping[str, Any]] = dict
         self._prices, self._token_prices = config.prices, config.compare.token_prices
+        self._scales: dict[str, tuple[Mapping[str, Any] | None, Scale]] = {}
         source, groups = watched(engines)
         self.meter = Meter(groups, Sampler(source), config.prices, self.caps, guard, clock)
         self.meter.after_tick = self._publish
@@ -91,11 +93,15 @@ class Station:
         return replace(seen, taken=self._scale(name).weigh(seen)) if name in self.meter.memory else seen
 
     def _scale(self, name: str) -> Scale:
-        memory, token_prices = self.meter.memory.get(name, {}), self._token_prices
-        num_devices = self.meter.num_devices(name)
-        return Scale(
-            self._prices, token_prices, num_devices, memory.get("kv_block_tokens"), memory.get("kv_block_bytes")
-        )
+        """One for as long as the meter has no newer word of its memory: asked twice an exchange, in the event loop."""
+        memory = self.meter.memory[name]
+        made_of, scale = self._scales.get(name, (None, NO_SCALE))
+        if made_of is not memory:
+            num_devices = self.meter.num_devices(name)
+            block = memory.get("kv_block_tokens"), memory.get("kv_block_bytes")
+            scale = Scale(self._prices, self._token_prices, num_devices, *block)
+            self._scales[name] = memory, scale
+        return scale
 
     def _publish(self) -> None:
         publish_meter(self.meter, self._metrics)

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from understudy.errors import RecordError
+from understudy.record.lines import Chain
 from understudy.record.schema import Event, Head
 
 logger = logging.getLogger(__name__)
@@ -20,11 +21,15 @@ class Flush:
     Attributes:
         loop, done: theirs.
         event: written with it, however full the queue is; they hear of its loss alone, and not of what was lost before.
+        or_never: where the event cannot be written at once it is not written later either.
+        when_kept: they go on as soon as the event has its room, and not when it is on disk.
     """
 
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[None]
     event: Event | None = None
+    or_never: bool = False
+    when_kept: bool = False
 
     def settle(self, error: RecordError | None) -> None:
         """Let them go on, from any thread. The first time counts."""
@@ -44,13 +49,17 @@ class Flush:
 
 @dataclass(slots=True)
 class Group:
-    """Lines that are written with one fsync, and those who wait for them. A closed one takes no more."""
+    """Lines that are written with one fsync, and those who wait for them. A closed one takes no more.
+
+    ``chain_before`` of an event that is written at once or never: where the chain stood, to take it back.
+    """
 
     lines: bytearray = field(default_factory=bytearray)
     starts: list[int] = field(default_factory=list)
     heads: list[Head] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
     is_closed: bool = False
+    chain_before: Chain | None = None
 
 
 class Backlog:

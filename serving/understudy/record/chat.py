@@ -15,6 +15,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from understudy.record.codec import without_surrogates
 from understudy.record.labels import current_label
 
@@ -24,6 +26,25 @@ SYSTEM = {"messages": "system", "input": "instructions"}
 """Where /v1/messages and /v1/responses have what a chat has as its first message."""
 NOT_SENT = ("model", "stream", "stream_options")
 NOT_PARAMETERS = (*NOT_SENT, "messages", "prompt", "input", *SYSTEM.values())
+
+
+class _Asked(msgspec.Struct):
+    tools: Any = None
+    functions: Any = None
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+def offers_tools(body: bytes) -> bool | None:
+    """Whether a request offers tools; None where it cannot be read. Only a body that may is parsed, live as well."""
+    if b'"tools"' not in body and b'"functions"' not in body:
+        return False
+    try:
+        asked = _ASKED.decode(body)
+    except ValueError:  # not what vLLM took it for: half a surrogate pair, another encoding
+        return None
+    return bool(asked.tools or asked.functions)
 
 
 def messages_of(view: View) -> list[dict[str, Any]] | None:

@@ -254,6 +254,7 @@ def observation_from_json(seen: Mapping[str, Any]) -> Observation:
         draft=None if seen.get("draft") is None else DraftCounts(**seen["draft"]),
         measured=_measured(seen.get("measured") or {}),
         taken=Taken(**(seen.get("taken") or {})),
+        num_prompt_tokens_left_out=seen.get("num_prompt_tokens") or 0,
     )
 
 
@@ -284,6 +285,7 @@ def _accepted(document: Mapping[str, Any]) -> Accepted:
         shadow_off=document.get("shadow_off", False),
         traceparent=document.get("traceparent"),
         body=None if document.get("body") is None else document["body"].encode("utf-8", "surrogateescape"),
+        offers_tools=document.get("offers_tools"),
     )
     exchange = Exchange(
         exchange_id=document["exchange_id"],

@@ -129,22 +129,17 @@ def gather(sources: Iterable[Source], erasure: Erasure, privacy: Privacy) -> Ser
         try:
             noted = served(erasure, source.store)
             exchange_ids |= noted.exchange_ids
-            id_hmacs |= noted.id_hmacs | {_hmac(id, privacy) for id in noted.exchange_ids}
+            id_hmacs |= noted.id_hmacs | {privacy.known_as(id) for id in noted.exchange_ids}
             for _, row in rows(source):
                 value = (row.get("tags") or {}).get(erasure.tag)
                 if value is not None and erasure.hmac in (value, privacy.pseudonym(value)):
                     exchange_ids.add(row["exchange_id"])
                 if row.get("exchange_id") in exchange_ids:
-                    id_hmacs |= {_hmac(id, privacy) for name in _IDS if (id := row.get(name))}
+                    id_hmacs |= {privacy.known_as(id) for name in _IDS if (id := row.get(name))}
         except (RecordError, OSError) as error:
             logger.warning("erasing: %s cannot be read and stays due: %s", source.log, error)
             looked_unix_s = 0.0
     return Served(frozenset(exchange_ids), frozenset(id_hmacs), looked_unix_s)
-
-
-def _hmac(id: str, privacy: Privacy) -> str:
-    """The same for an id and for the pseudonym under which another writer, or another time, has recorded it."""
-    return id if id.startswith("hmac:") else privacy.pseudonym(id)
 
 
 def find(source: Source, meant: Served, privacy: Privacy) -> Found:
@@ -152,7 +147,7 @@ def find(source: Source, meant: Served, privacy: Privacy) -> Found:
     places: dict[int, set[int]] = {}
     ns = []
     for segment, row in rows(source):
-        is_feedback = row["kind"] == "feedback" and row.get("id") and _hmac(row["id"], privacy) in meant.id_hmacs
+        is_feedback = row["kind"] == "feedback" and row.get("id") and privacy.known_as(row["id"]) in meant.id_hmacs
         if is_feedback or row.get("exchange_id") in meant.exchange_ids:
             places.setdefault(segment, set()).add(row["offset"])
             if row.get("n") is not None:

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from understudy.errors import RecordError
+from understudy.errors import NotKept, RecordError
 from understudy.record.backlog import Flush
 from understudy.record.index import MAX_EXCHANGES, Index
 from understudy.record.lines import Place
@@ -148,6 +148,25 @@ class RecordKeeper:
                 self.append(event)
             asyncio.run(self.flush())
 
+    async def write(self, event: Event) -> None:
+        """Make an event durable, however full the queue is. It is queued before this first waits.
+
+        Raises:
+            RecordError: it is not yet, and waits for the store to work again; or it is lost, and counted.
+        """
+        await self._flush(event)
+
+    async def keep(self, event: Event) -> None:
+        """Return when the event has its room: it is on disk, or waits for the store to work again.
+
+        Raises:
+            NotKept: there is none. It is not written, and not counted as lost.
+        """
+        try:
+            await self._flush(event, when_kept=True)
+        except RecordError as error:
+            raise NotKept(f"there is no room for more; {error}") from error
+
     def begin_file(self) -> None:
         """What is appended next begins a new file of the log: all before it can be sealed."""
         self._writer.begin_file()
@@ -158,15 +177,14 @@ class RecordKeeper:
         What was lost before does not matter here, for the caller would think that this was, and enter it again.
 
         Raises:
-            RecordError: one is not durable, and those after it will not be. Where recording is off, none will be; where
-                the store fails at this very event, it waits to be written like any other.
+            RecordError: one is not durable, and neither it nor those after it ever will be: it can be entered again.
         """
         recording, why_not = self.health()
         if not recording:
             raise RecordError(f"nothing is recorded: {why_not}")
         self._writer.begin_file()
         for event in events:
-            asyncio.run(self._flush(event))
+            asyncio.run(self._flush(event, or_never=True))
 
     async def flush(self) -> None:
         """Return when everything appended before is on disk.
@@ -177,10 +195,10 @@ class RecordKeeper:
         """
         await self._flush()
 
-    async def _flush(self, event: Event | None = None) -> None:
+    async def _flush(self, event: Event | None = None, *, or_never: bool = False, when_kept: bool = False) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._writer.flush(Flush(loop, done, event))
+        self._writer.flush(Flush(loop, done, event, or_never, when_kept))
         await done
 
     def health(self) -> tuple[bool, str]:

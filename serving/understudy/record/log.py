@@ -107,6 +107,11 @@ class SegmentLog:
         self._size_bytes += len(lines)
         return places
 
+    def cut(self) -> None:
+        """Cut away now what a failed append() has left, and not with the next one. Raises OSError."""
+        if self._fd < 0:
+            self._open_file()
+
     def close(self) -> None:
         """Close the file and give the folder back. Idempotent."""
         try:

@@ -8,8 +8,9 @@
     none      no text and no token ids; a keyed hash of each, so that equal ones can still be told
 
 Fails closed: a record whose redaction raises is written as ``none`` and counted. A tag or an id with a hit becomes a
-pseudonym, a hash keyed with the record's own secret, which is never in the record: sessions stay units, and erasing
-by tag still finds them. Labels are what somebody gave on purpose for judging: they are redacted, never left out.
+pseudonym, a hash keyed with the record's own secret, which is never in the record: sessions stay units, also beside
+records that have their names in the clear (``known_as``), and erasing by tag still finds them. Labels are what somebody
+gave on purpose for judging: they are redacted, never left out.
 Control records are the operator's own words and stay as they are.
 """
 
@@ -22,6 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from understudy.record.chat import offers_tools
 from understudy.record.codec import well_formed
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ Document = dict[str, Any]
 Redactor = Callable[[str], str]
 Mode = Literal["full", "redacted", "none"]
 REDACTION_FAILED = "redaction failed (%s); what it was to read is kept as hashes and metrics only (said once, counted)"
+PSEUDONYM = "hmac:"
+OUR_TAGS = frozenset({"session", "tenant"})  # names with a meaning here; what a client calls so is in the value
 MIN_DIGITS = 7  # a shorter number in a JSON body is no card and no phone
 NOT_TEXT = frozenset(
     {"stop_token_ids", "allowed_token_ids", "logprob_token_ids"}
@@ -47,11 +51,12 @@ class Privacy:
         secret: keys the pseudonyms.
 
     Attributes:
+        secret: may become another one before the first record.
         num_failed: records that were written as ``none`` because a redactor raised.
     """
 
     def __init__(self, mode: Mode = "full", redactors: Sequence[Redactor] = (), secret: bytes = b"") -> None:
-        self.mode, self._redactors, self._secret = mode, tuple(redactors), secret
+        self.mode, self._redactors, self.secret = mode, tuple(redactors), secret
         self.num_failed = 0
 
     def apply(self, document: Document) -> Document:
@@ -83,7 +88,15 @@ class Privacy:
 
     def pseudonym(self, text: str) -> str:
         """The same for the same text, in this record only."""
-        return "hmac:" + hmac.new(self._secret, text.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:24]
+        return PSEUDONYM + hmac.digest(self.secret, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:24]
+
+    def known_as(self, name: str) -> str:
+        """The same for a name and for the pseudonym under which it was, or will be, recorded. Runs no redactor."""
+        return name if name.startswith(PSEUDONYM) else self.pseudonym(name)
+
+    def tag(self, value: str) -> str:
+        """The value of a tag as it is recorded. May run the redactors."""
+        return self.known_as(value) if self.mode == "none" or value.startswith(PSEUDONYM) else self.id(value)
 
     def label(self, text: str) -> str:
         """A label as it may be written."""
@@ -121,10 +134,12 @@ class _Hashes:
                 prompt = document["champion"]["prompt_token_ids"]
                 done |= {
                     "body": None,
+                    "offers_tools": None if (body := document["body"]) is None else offers_tools(as_sent(body)),
                     "prompt_text": None,
                     "prompt_hmac": self._pseudonym(" ".join(map(str, prompt))),
                     "tags": {
-                        self._privacy.id(name): self._pseudonym(value) for name, value in document["tags"].items()
+                        name if name in OUR_TAGS else self._privacy.id(name): self._pseudonym(value)
+                        for name, value in document["tags"].items()
                     },
                     "parameters": {name: self._value(value) for name, value in document["parameters"].items()},
                     "champion": self._observation(document["champion"]),
@@ -174,7 +189,10 @@ class _Redaction:
         if document["kind"] == "accepted":
             body, body_is_clean = self._body(document["body"])
             done |= body
-            done["tags"] = {self._text(name): self._id(value) for name, value in document["tags"].items()}
+            done["tags"] = {
+                name if name in OUR_TAGS else self._text(name): self._id(value)
+                for name, value in document["tags"].items()
+            }
             done["parameters"] = self._walk(document["parameters"])
             known = document["prompt_text"] is not None or document["body"] is not None
             clean = known and body_is_clean and done["prompt_text"] == document["prompt_text"]
@@ -211,7 +229,7 @@ class _Redaction:
         if body is None:
             return {"body": None}, True
         try:
-            parsed = json.loads(body.encode("utf-8", "surrogateescape"))  # bytes: they may be UTF-16
+            parsed = json.loads(as_sent(body))  # bytes: they may be UTF-16
         except (ValueError, RecursionError):
             return {"body": None, "body_hmac": self._pseudonym(body)}, False
         if _is_in_numbers("", parsed):
@@ -234,6 +252,11 @@ class _Redaction:
                 return [self._walk(each) for each in value]
             case _:
                 return self._text(repr(value))
+
+
+def as_sent(body: str) -> bytes:
+    """The bytes of a body from its document."""
+    return body.encode("utf-8", "surrogateescape")
 
 
 def _without_ids(scores: Sequence[Mapping[str, Any]]) -> list[Document]:

@@ -49,6 +49,10 @@ class Recording:
         )
         return replace(self, writer=writer, log=self.spec.folder / writer, store=store)
 
+    def take_secret(self) -> None:
+        """The record's own secret, where it could not be had at the start. Raises RecordError."""
+        self.privacy.secret = secret_in(self.spec.folder)
+
     def of_rollout(self, rollout: str) -> Recording:
         """The same, for what is compared now."""
         return replace(self, rollout=rollout)
@@ -114,17 +118,23 @@ def with_rule(spec: RecordSpec) -> RecordSpec:
 
 def names_of(id: str, url: str, spool: Path | None = None) -> tuple[str, ...]:
     """Under what the record at ``url`` may have an id: as it is, and its pseudonym where the key can be read."""
+    privacy = privacy_of(url, spool)
+    return (id,) if privacy is None else (id, privacy.pseudonym(id))
+
+
+def privacy_of(url: str, spool: Path | None = None) -> Privacy | None:
+    """Knows names by the pseudonyms of the record at ``url``; None where its key cannot be read. Writes nothing."""
     folder = RecordSpec(url=url, spool=str(spool or NO_SPOOL)).folder
     for place in (folder, folder.resolve().parent):  # the record, or the folder of one writer
         try:
-            return id, Privacy(secret=(place / SECRET_FILE).read_bytes()).pseudonym(id)
+            return Privacy(secret=(place / SECRET_FILE).read_bytes())
         except OSError:
             continue
-    return (id,)
+    return None
 
 
 def _secret_or_new(root: Path) -> bytes:
-    """One for this run alone where the folder cannot be written: nothing can be recorded in it either."""
+    """One for a while where the folder cannot be written: nothing can be recorded in it either (take_secret())."""
     try:
         return secret_in(root)
     except RecordError:

@@ -33,6 +33,13 @@ class Waiting:
             del self._by_id[next(iter(self._by_id))]
             self.num_forgotten += 1
 
+    def remove(self, given: Feedback) -> None:
+        """It is given again, later. Nothing happens where its exchange came meanwhile."""
+        if given in (known := self._by_id.get(given.id, [])):
+            known.remove(given)
+            if not known:
+                del self._by_id[given.id]
+
     def has(self, given: Feedback) -> bool:
         """Whether the same waits already (labels.py)."""
         return is_given(given, self._by_id.get(given.id, ()))

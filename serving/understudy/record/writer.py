@@ -7,7 +7,9 @@ queued on disk with one fsync (one for every ``group_bytes``, when there is more
 GIL, writes one group while the next is encoded). When the store fails,
 recording is off: events wait in a bounded backlog, oldest first, what comes beyond is lost and counted, and
 the writer tries again every ``retry_s``. When the store works again the backlog is written, and after it a
-``control`` record ``recording_resumed`` with the number of events that were lost.
+``control`` record ``recording_resumed`` with the number of events that were lost. What is to be on disk at once or
+never (``Flush.or_never``) is written alone and taken back where that fails: who was told that it is not made makes it
+again.
 
 No answer may fail or wait for the record, so this is the one place beside the lane's guard that swallows
 errors. What it swallows is logged, counted in ``num_lost``, and shown by health().
@@ -20,13 +22,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from understudy.errors import RecordError
 from understudy.record.attempt import Attempt
-from understudy.record.backlog import Backlog, Flush
+from understudy.record.backlog import Backlog, Flush, Group
 from understudy.record.lines import Chain, Place, append_line
 from understudy.record.log import SegmentLog
 from understudy.record.schema import SERVER, Control, Event, Head
@@ -217,17 +220,44 @@ class Writer:
                 self._record_loss()
 
     def _encode(self, num_queued: int, max_bytes: int) -> int:
-        """Move up to ``num_queued`` to the backlog while it is smaller than that; how many are left."""
+        """Move up to ``num_queued`` to the backlog while it is smaller than that; how many are left.
+
+        What is written at once or never is alone in it: nothing is chained to what may be taken back.
+        """
         while num_queued and self._backlog.num_bytes < max_bytes:
+            item = self._queue[0]
+            or_never = isinstance(item, Flush) and item.or_never
+            if or_never and self._off is None and self._backlog:
+                break
             num_queued -= 1
-            item = self._queue.popleft()
+            self._queue.popleft()
+            chain_before = replace(self._log.chain) if or_never else None
             if not isinstance(item, Flush):
                 self._push(item)
+            elif or_never and self._off is not None:
+                item.settle(RecordError(f"recording is off: {self._off}"))
             elif item.event is None or self._push(item.event):
-                self._backlog.last().flushes.append(item)
+                if item.when_kept:
+                    item.settle(None)
+                    continue
+                group = self._backlog.last()
+                group.flushes.append(item)
+                if or_never:
+                    group.chain_before, group.is_closed = chain_before, True
+                    break
             else:
                 item.settle(RecordError(f"it cannot be recorded: {type(item.event).__name__}; the log says why"))
         return num_queued
+
+    def _take_back(self, group: Group, error: OSError) -> None:
+        """What was to be written at once or never was not."""
+        logger.error("an entry could not be made: %s", error)
+        self._log.chain = group.chain_before or self._log.chain
+        with suppress(OSError):  # else the next append() does it
+            self._log.cut()
+        for flush in group.flushes:
+            flush.settle(RecordError(f"the store does not take it: {error}"))
+        self._backlog.pop()
 
     def _push(self, event: Event) -> bool:
         """Whether it makes a record."""
@@ -251,12 +281,15 @@ class Writer:
             attempt = Attempt(partial(self._log.append, group.lines, group.starts))
             try:
                 self._attempt_since_s = self._world.monotonic()
-                if num_queued:  # else a thread would only cost
+                if num_queued and group.chain_before is None:  # else a thread would only cost
                     group.is_closed = True
                     attempt.begin()
                     num_queued = self._encode(num_queued, len(group.lines) + self._limits.group_bytes)
                 places = attempt.result()
             except OSError as error:
+                if group.chain_before is not None:
+                    self._take_back(group, error)
+                    return True, num_queued
                 self._turn_off(error)
                 return False, num_queued
             finally:
@@ -298,8 +331,8 @@ class Writer:
             item = self._queue.popleft()
             if isinstance(item, Flush):
                 self._backlog.last().flushes.append(item)
-            if not isinstance(item, Flush) or item.event is not None:
-                self._lose(1)
+            if not isinstance(item, Flush) or (item.event is not None and not (item.when_kept or item.or_never)):
+                self._lose(1)  # the others are given again
 
     def _not_running(self) -> RecordError:
         num_lost = self.num_lost - self._num_lost_recorded

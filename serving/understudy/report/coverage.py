@@ -6,21 +6,21 @@ sends its batch; a deadline expires long prompts first. A verdict over the rest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import msgspec
 
 from understudy.judge.base import is_exchange, is_missing
+from understudy.record.chat import offers_tools
+from understudy.record.privacy import FULL, Privacy
 from understudy.report.figure import Figure, percent
-from understudy.types import Ending, Exchange
+from understudy.types import Ending, Exchange, RequestFacts
 
 LENGTHS = (256, 1024, 4096, 16384)
 """Bounds of the groups, in prompt tokens."""
 TENANT_TAG = "tenant"
 MAX_TENANTS = 100
 MAX_TENANTS_SHOWN = 5
+MAX_NEWEST = 256  # under way for a few challengers at once
 OTHERS = "others"
 UNNAMED = "not named"
 UNKNOWN = "not known"
@@ -41,24 +41,56 @@ class Coverage:
         return self.compared / self.exchanges
 
 
-class CoverageFigures:
-    """The counts of one challenger. Memory: two numbers for each group, of at most MAX_TENANTS tenants."""
+class Groups:
+    """The groups of exchanges, looked for once for all challengers: it parses, and runs beside the answers.
 
-    def __init__(self) -> None:
+    A tenant is one group under its name and its recorded pseudonym, shown as it is recorded.
+
+    Memory: at most MAX_TENANTS names, and the groups of the MAX_NEWEST exchanges that ended last.
+    """
+
+    def __init__(self, privacy: Privacy = FULL) -> None:
+        self._privacy = privacy
+        self._tenants: dict[str, str] = {}  # by what it is known as: as it is shown
+        self._newest: dict[str, tuple[tuple[str, str], ...]] = {}
+
+    def of(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
+        """(kind, group) of each kind."""
+        found = self._newest.get(exchange.exchange_id)
+        if found is None:
+            found = self._newest[exchange.exchange_id] = (
+                ("prompt", length_group(exchange.champion.num_prompt_tokens)),
+                ("tools", tools_group(exchange.facts)),
+                (TENANT_TAG, self._tenant(exchange.facts.tags.get(TENANT_TAG))),
+            )
+            if len(self._newest) > MAX_NEWEST:
+                del self._newest[next(iter(self._newest))]
+        return found
+
+    def _tenant(self, name: str | None) -> str:
+        if not name:
+            return UNNAMED
+        known_as = self._privacy.known_as(name)
+        if known_as not in self._tenants:
+            if len(self._tenants) >= MAX_TENANTS:
+                return OTHERS
+            self._tenants[known_as] = self._privacy.tag(name)  # redactors run once for each
+        return self._tenants[known_as]
+
+
+class CoverageFigures:
+    """The counts of one challenger. Memory: two numbers for each group."""
+
+    def __init__(self, groups: Groups) -> None:
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
-        self._num_tenants = 0
+        self._groups = groups
 
     def add(self, exchange: Exchange, ending: Ending) -> None:
         """Count one exchange that ended, where the challenger owed an answer."""
         if not is_exchange(exchange, ending):
             return
         compared = not is_missing(ending)
-        for kind, group in groups_of(exchange):
-            place = (kind, group)
-            if kind == TENANT_TAG and place not in self._counts:
-                self._num_tenants += 1
-                if self._num_tenants > MAX_TENANTS:
-                    place = (kind, OTHERS)
+        for place in self._groups.of(exchange):
             seen, kept = self._counts.get(place, (0, 0))
             self._counts[place] = (seen + 1, kept + compared)
 
@@ -67,40 +99,18 @@ class CoverageFigures:
         return tuple(Coverage(*place, *counts) for place, counts in self._counts.items())
 
 
-def groups_of(exchange: Exchange) -> Iterator[tuple[str, str]]:
-    """(kind, group) of each kind."""
-    yield "prompt", length_group(len(exchange.champion.prompt_token_ids))
-    yield "tools", tools_group(exchange.facts.body)
-    yield TENANT_TAG, exchange.facts.tags.get(TENANT_TAG) or UNNAMED
-
-
 def length_group(num_tokens: int) -> str:
-    """The words for a prompt length; of none at all (kept without its text, or not kept) it is not known."""
+    """The words for a prompt length; of none at all (nothing was kept) it is not known."""
     if not num_tokens:
         return UNKNOWN
     bound = next((bound for bound in LENGTHS if num_tokens <= bound), None)
     return f"over {LENGTHS[-1]:,} tokens" if bound is None else f"up to {bound:,} tokens"
 
 
-class _Asked(msgspec.Struct):
-    tools: Any = None
-    functions: Any = None
-
-
-_ASKED = msgspec.json.Decoder(_Asked)
-
-
-def tools_group(body: bytes | None) -> str:
-    """Whether the request offered tools. Only a body that may is parsed: this runs beside the answers."""
-    if body is None:
-        return UNKNOWN
-    if b'"tools"' not in body and b'"functions"' not in body:
-        return "without"
-    try:
-        asked = _ASKED.decode(body)
-    except ValueError:  # not what vLLM took it for: half a surrogate pair, another encoding
-        return UNKNOWN
-    return "with" if asked.tools or asked.functions else "without"
+def tools_group(facts: RequestFacts) -> str:
+    """Whether the request offered tools."""
+    offers = facts.offers_tools if facts.body is None else offers_tools(facts.body)
+    return UNKNOWN if offers is None else "with" if offers else "without"
 
 
 def coverage_figures(found: Sequence[Coverage]) -> tuple[Figure, ...]:

@@ -14,7 +14,8 @@ from statistics import median
 
 from understudy.judge.base import is_exchange, is_missing
 from understudy.meter.gaps import quantile_s
-from understudy.report.coverage import CoverageFigures
+from understudy.record.privacy import FULL, Privacy
+from understudy.report.coverage import CoverageFigures, Groups
 from understudy.report.floor import FloorFigures
 from understudy.report.numbers import NumberFigures
 from understudy.report.paired import PairedFigures
@@ -70,7 +71,7 @@ class Tally:
     paired: PairedFigures = field(default_factory=PairedFigures)
     floor: FloorFigures = field(default_factory=FloorFigures)
     numbers: NumberFigures = field(default_factory=NumberFigures)
-    coverage: CoverageFigures = field(default_factory=CoverageFigures)
+    coverage: CoverageFigures = field(default_factory=lambda: CoverageFigures(Groups()))
     gaps: Counter[int] = field(default_factory=Counter)
     worst: list[tuple[float, str, Disagreement]] = field(default_factory=list)
 
@@ -153,14 +154,18 @@ class Tally:
 
 
 class Tallies:
-    """A Tally for each challenger that was heard of."""
+    """A Tally for each challenger that was heard of. ``privacy``: by what rule tenants are recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, privacy: Privacy = FULL) -> None:
         self._by_name: dict[str, Tally] = {}
+        self._groups = Groups(privacy)
 
     def ended(self, exchange: Exchange, challenger: str, ending: Ending) -> None:
         """One exchange ended for one challenger."""
-        self._by_name.setdefault(challenger, Tally(challenger)).add(exchange, ending)
+        if (tally := self._by_name.get(challenger)) is None:
+            coverage = CoverageFigures(self._groups)
+            tally = self._by_name[challenger] = Tally(challenger, coverage=coverage)
+        tally.add(exchange, ending)
 
     def drafts(self) -> dict[str, DraftCounts]:
         """What became of the drafts, of each challenger that had some."""
