@@ -68,6 +68,22 @@ async def fill(archive: Archive, count: int) -> None:
         await archive.feedback(Feedback(f"x{number}", "billing", 1.0))
 
 
+async def earlier_run(folder: Path, count: int) -> None:
+    """One that has recorded so many, and has ended."""
+    archive = await opened(folder)
+    archive.take_up()
+    await fill(archive, count)
+    await archive.close()
+
+
+async def judged(folder: Path) -> Archive:
+    """An archive that has taken up all that is there."""
+    archive = await opened(folder)
+    archive.take_up()
+    await archive.replayed.wait()
+    return archive
+
+
 @in_loop
 async def test_counts_and_verdict_are_the_same_after_a_restart(tmp_path: Path) -> None:
     first = await opened(tmp_path)
@@ -187,10 +203,7 @@ async def test_of_feedback_that_comes_at_once_only_what_has_room_is_kept(tmp_pat
 async def test_one_unreadable_exchange_does_not_lose_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = await opened(tmp_path)
-    first.take_up()
-    await fill(first, 30)
-    await first.close()
+    await earlier_run(tmp_path, 30)
     import understudy.archive as module
 
     real = module.from_view
@@ -214,10 +227,7 @@ async def test_one_unreadable_exchange_does_not_lose_the_others(
 async def test_one_exchange_that_cannot_be_judged_does_not_end_the_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = await opened(tmp_path)
-    first.take_up()
-    await fill(first, 30)
-    await first.close()
+    await earlier_run(tmp_path, 30)
     real = Judge.ended
 
     def broken(self: Judge, exchange: Exchange, *rest: Any) -> None:
@@ -285,9 +295,7 @@ async def test_the_label_that_stands_is_the_same_live_after_a_restart_and_in_eve
     before = first.verdicts(["rival"], idle=True)
     assert before["rival"]["gates"][0]["champion_mean"] == 0.0  # "refund" is what is right: nobody says it
     await first.close()
-    again = await opened(tmp_path)
-    again.take_up()
-    await again.replayed.wait()
+    again = await judged(tmp_path)
     assert again.verdicts(["rival"], idle=True) == before
     views = list(scan(tmp_path))
     assert {label_of(view) for view in views} == {"refund"}
@@ -307,18 +315,14 @@ async def test_feedback_for_ids_that_are_not_known_is_kept_and_reported_across_r
     assert first.status()["feedback_waiting"] == 2
     await first.close()
     assert len(list(RecordReader(tmp_path).feedback())) == 2
-    again = await opened(tmp_path)
-    again.take_up()
-    await again.replayed.wait()
+    again = await judged(tmp_path)
     assert again.waiting.ids() == ["nobody", "request-x1"]
     again.accepted(asked(1), ["rival"], {"rival": 1})
     again.ended(asked(1), "rival", compared("label: billing"))
     assert again.waiting.ids() == ["nobody"]
     assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
     await again.close()
-    last = await opened(tmp_path)
-    last.take_up()
-    await last.replayed.wait()
+    last = await judged(tmp_path)
     assert last.waiting.ids() == ["nobody"]
     await last.close()
 
@@ -612,13 +616,8 @@ async def test_a_record_that_was_not_read_to_its_end_promotes_only_with_a_reason
 
 @in_loop
 async def test_what_was_read_before_the_record_failed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = await opened(tmp_path)
-    first.take_up()
-    await fill(first, REPLAY_BATCH + 10)
-    await first.close()
+    await earlier_run(tmp_path, REPLAY_BATCH + 10)
     before_reading(monkeypatch, REPLAY_BATCH + 5, gone)
-    again = await opened(tmp_path)
-    again.take_up()
-    await again.replayed.wait()
+    again = await judged(tmp_path)
     assert again.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == REPLAY_BATCH + 5
     await again.close()

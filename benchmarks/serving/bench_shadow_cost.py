@@ -18,9 +18,10 @@ each challenger and each cell (prompt tokens, output tokens, concurrency), the a
 Closed loop in this process, greedy, no end token, no prefix cache, and several rounds. What is measured ends when the
 last request is taken in: until then as many are under way as the cell says, and who is done early makes room for the
 next. What follows runs to its end and counts for nothing: with drafts requests end one by one, and a batch that empties
-would be measured where one is claimed that is full. The plain arms have an engine of their own that does
-not speculate; the other two share one, as they do in the server. KV-token-seconds are tokens in the KV cache times how
-long they were there, for each token: what a full cache costs others.
+would be measured where one is claimed that is full. What became of the drafts is told of the requests that had ended
+by then, over all repeats. The plain arms have an engine of their own that does not speculate; the other two share one,
+as they do in the server. KV-token-seconds are tokens in the KV cache times how long they were there, for each token:
+what a full cache costs others.
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ class Cell:
 
 @dataclass(slots=True)
 class Run:
-    """One arm, once. Tokens, seconds and KV-token-seconds while the loop was full."""
+    """One arm, once. Tokens, seconds and KV-token-seconds while the loop was full, and which requests ended in it."""
 
     seconds: float = 0.0
     tokens: int = 0
     kv_token_seconds: float = 0.0
+    measured: tuple[str, ...] = ()
     outputs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -162,6 +164,7 @@ class Engine:
             if not waiting and not run.seconds:
                 run.seconds = time.perf_counter() - started
                 run.tokens = self._num_tokens(run, tokens_each)
+                run.measured = tuple(run.outputs)
             before = time.perf_counter()
             for output in self._engine.step():
                 if output.finished:
@@ -343,10 +346,11 @@ def row(
     """One challenger in one cell, as figures."""
     seconds = {arm: [run.seconds_a_token for run in runs[arm]] for arm in ARMS}
     held = {arm: [run.kv_token_seconds / run.tokens for run in runs[arm]] for arm in ARMS}
-    plain, speculative = runs["plain"][0].token_ids(), runs["speculative"][0]
+    plain, speculative = runs["plain"][0].token_ids(), runs["speculative"][0].token_ids()
     counts = [
-        speculate.counts(speculative.outputs[number].outputs, parameters)
-        for number, parameters in zip(sorted(speculative.outputs), drafted, strict=True)
+        speculate.counts(run.outputs[name].outputs, drafted[int(name)])
+        for run in runs["speculative"]
+        for name in run.measured
     ]
     proposed, accepted, lost, realigned = (
         sum(getattr(count, what) for count in counts if count is not None)
@@ -372,7 +376,7 @@ def row(
         "acceptance": accepted / proposed if proposed else None,
         "realignment": realigned / lost if lost else None,
         "same_as_champion": sum(a == b for a, b in zip(plain, answers, strict=True)) / len(plain),
-        "speculative_is_plain": sum(a == b for a, b in zip(plain, speculative.token_ids(), strict=True)) / len(plain),
+        "speculative_is_plain": sum(a == b for a, b in zip(plain, speculative, strict=True)) / len(plain),
     }
 
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from understudy.compare import Compare
 from understudy.engines.base import Engine
-from understudy.types import Ending, Exchange, Outcome, Score, State
+from understudy.types import Ending, Exchange, Observation, Outcome, Score, State
 
 Output = TypeVar("Output")
 Seen_contra = TypeVar("Seen_contra", contravariant=True)
@@ -83,6 +83,7 @@ async def shadow(
     compare: Compare,
     against: str = "",
     scores: tuple[Score, ...] | None = None,
+    scored: Callable[[Observation], object] = lambda _so_far: None,
 ) -> Ending:
     """Steps 7 and 8: the challenger meets the request. Called by the lane when its turn has come (6).
 
@@ -94,6 +95,7 @@ async def shadow(
         compare: the comparators.
         against: where the champion's view of its own tokens was left, for a divergence; empty for none.
         scores: of the champion's tokens, where this engine has read them before; None where it has not.
+        scored: told of the challenger's observation so far, before it answers: what is left of it should that fail.
 
     Returns:
         The ending with both observations compared. Faults raise; the lane's guard turns them into endings.
@@ -102,6 +104,7 @@ async def shadow(
     request = replace(request, against=against)
     if scores is None:
         scores = await challenger.score(request) if score else ()  # 7, the cheap half
+    scored(replace(request.unanswered(), scores=scores))
     observation = await challenger.generate(request) if generate else request.unanswered()  # 7, its own answer
     observation = replace(observation, scores=scores)
     comparison = await compare(exchange, observation)  # 8

@@ -312,6 +312,7 @@ class Floor:
 class Ending:
     """How one exchange ended for one challenger; ``reason`` is counted for shed and failed.
 
+    ``challenger`` of a failed one holds the scores of what was read before, where there are any, and no answers.
     ``floor`` is None for an exchange that was not chosen for ``shadow.noise_floor``.
     """
 

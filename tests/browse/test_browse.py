@@ -133,7 +133,7 @@ def test_the_ranked_number_is_shown(record: Path) -> None:
     _, output = invoke(record, "--worst", "agreement", "--limit", "3")
     assert "token_agreement" in output
     assert "0.25" in output
-    assert "not ranked, for they have no token_agreement: 1 shed, 1 pending (--state lists them)" in output
+    assert "not ranked, for they have no token_agreement: 1 shed too_long, 1 pending (--state lists them)" in output
     assert "not ranked" not in invoke(record)[1]
 
 
@@ -142,7 +142,8 @@ def test_the_ranked_number_is_shown(record: Path) -> None:
     [
         (["--worst", "tone"], ConfigError, "'tone' is no comparator or number"),
         (["--challenger", "nobody"], RecordError, "no exchange is so"),
-        (["--worst", "label"], RecordError, "no exchange is so and has label_match"),
+        (["--worst", "label"], RecordError, "no exchange is so and has label_match; not ranked"),
+        (["--worst", "agreement", "--state", "shed"], RecordError, "no token_agreement: 1 shed too_long"),
         (["--show", "ffff00"], RecordError, "'ffff00': no exchange of that id"),
     ],
 )

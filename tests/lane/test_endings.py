@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.builders import (
+    Clock,
     Ear,
     Offer,
     WatchedEngine,
@@ -25,6 +26,7 @@ from understudy.compare import likelihood
 from understudy.engines.base import DeviceUse
 from understudy.engines.fake import AbsentEngine
 from understudy.errors import EngineDead, EngineError, Unsupported
+from understudy.judge.base import is_missing
 from understudy.lane import lane as lane_module
 from understudy.lane.holding import held_bytes
 from understudy.lane.lane import Lane
@@ -97,6 +99,33 @@ async def test_a_fault_ends_under_its_own_word(where: str, fault: Exception, exp
     ending = await end_of(WatchedEngine(faults={where: fault}), Offer())
     assert word(ending) == expected
     assert ending.detail == "it broke"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (RuntimeError("it broke"), "RuntimeError: it broke"),
+        (asyncio.CancelledError(), "CancelledError: the engine cancelled the work itself"),
+    ],
+)
+@in_loop
+async def test_what_a_challenger_has_read_is_kept_when_its_own_answer_fails(fault: BaseException, error: str) -> None:
+    ending = await end_of(WatchedEngine(faults={"generate": fault}), Offer(exchange("x", answer(7, 8, 9))))
+    seen = ending.challenger
+    assert seen is not None
+    assert (seen.outcome, seen.answers, seen.error) == (Outcome.FAILED, (), error)
+    assert [len(score.logprobs) for score in seen.scores] == [3]
+    assert seen.timings.finished_s == Clock().now_s  # when it failed
+    assert ending.comparison is None
+    assert is_missing(ending)
+
+
+@pytest.mark.parametrize(("where", "score"), [("prepare", True), ("score", True), ("generate", False)])
+@in_loop
+async def test_a_challenger_that_fails_and_has_read_nothing_leaves_nothing(where: str, score: bool) -> None:
+    ending = await end_of(WatchedEngine(faults={where: RuntimeError("it broke")}), Offer(), score=score)
+    assert word(ending) == "failed RuntimeError"
+    assert ending.challenger is None
 
 
 @in_loop

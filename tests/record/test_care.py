@@ -46,10 +46,10 @@ def of_user(number: int, user: str) -> Event:
     return replace(event, exchange=replace(event.exchange, facts=facts, prompt_text=f"{user} says {SECRET.decode()}"))
 
 
-def fill(recording: Recording, *, pending: int | None = None) -> None:
+def fill(recording: Recording, first: int = 0, *, pending: int | None = None) -> None:
     """Ten exchanges of two users, in several files; one may be left pending."""
-    keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer, max_segment_bytes=5_000)
-    for number in range(10):
+    keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer, max_segment_bytes=6_000)
+    for number in range(first, first + 10):
         keeper.append(of_user(number, "ann" if number % 2 else "bob"))
         if number != pending:
             keeper.append(ended(number))

@@ -32,8 +32,8 @@ from understudy.record.sources import Source
 from understudy.record.sql import query
 from understudy.record.store import store_at
 
-from .builders import ended, feedback, flush, open_keeper
-from .test_care import holds, of_user
+from .builders import ended, flush, open_keeper
+from .test_care import fill, holds, of_user
 
 if importlib.util.find_spec("moto") is None:
     pytest.skip("moto is not installed: no S3 server (extra dev)", allow_module_level=True)
@@ -96,17 +96,6 @@ def objects() -> list[str]:
     """What another client sees in the bucket."""
     listed = boto3.client("s3").list_objects_v2(Bucket=BUCKET)
     return [each["Key"] for each in listed.get("Contents", ())]
-
-
-def fill(recording: Recording, first: int = 0, *, pending: int | None = None) -> None:
-    keeper = open_keeper(recording.log, store=recording.store, signer=recording.signer, max_segment_bytes=6_000)
-    for number in range(first, first + 10):
-        keeper.append(of_user(number, "ann" if number % 2 else "bob"))
-        if number != pending:
-            keeper.append(ended(number))
-        keeper.append(feedback(f"client-{number}"))
-        flush(keeper)
-    keeper.close()
 
 
 def test_a_store_is_what_it_says(endpoint: Server) -> None:

@@ -70,7 +70,9 @@ def run(
     if export_to is None:
         listed = list(rows)
         if not listed:
-            raise RecordError(f"{source}: no exchange is so" + (f" and has {number}" if worst_by else ""))
+            ranked = f" and has {number}" if worst_by else ""
+            ranked += f"; {not_ranked(number, without)}" if without else ""
+            raise RecordError(f"{source}: no exchange is so{ranked}")
         console.print(listing(listed, number))
     else:
         written, left_out = export(rows, export_to, answer)
@@ -78,8 +80,13 @@ def run(
         if left_out:
             console.print(f"{left_out} left out: no text of the request or of the answer is recorded", style="yellow")
     if without:
-        states = ", ".join(f"{count} {state}" for state, count in without.most_common())
-        console.print(f"not ranked, for they have no {number}: {states} (--state lists them)", style="yellow")
+        console.print(not_ranked(number, without), style="yellow")
+
+
+def not_ranked(number: str, without: Counter[str]) -> str:
+    """How many exchanges were left out for want of the number, by how they ended."""
+    endings = ", ".join(f"{count} {ending}" for ending, count in without.most_common())
+    return f"not ranked, for they have no {number}: {endings} (--state lists them)"
 
 
 def find(views: Iterator[View], source: str, any_id: str, spool: Path | None) -> list[View]:

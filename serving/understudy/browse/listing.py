@@ -46,7 +46,7 @@ def _cells(row: Row, number: str) -> list[str]:
         str(row.view["exchange_id"])[:ID_CHARACTERS],
         f"{arrived:%m-%d %H:%M:%S}",
         row.challenger,
-        " ".join(str(each) for each in (row.end["state"], row.end.get("reason")) if each),
+        row.ending,
         "-" if value is None else f"{value:.4g}",
         row.label or "",
         _last_message(row),

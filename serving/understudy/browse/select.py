@@ -29,6 +29,11 @@ class Row:
         return None if value is None else float(value)
 
     @property
+    def ending(self) -> str:
+        """How it ended, with the reason where one is counted."""
+        return " ".join(str(each) for each in (self.end["state"], self.end.get("reason")) if each)
+
+    @property
     def label(self) -> str | None:
         """The right answer, if any was given."""
         return label_of(self.view)
@@ -71,7 +76,7 @@ def worst(
 ) -> list[Row]:
     """Worst first by that number, or best first. Holds ``limit`` rows.
 
-    Rows that do not have it are left out, and counted in ``without`` by their state.
+    Rows that do not have it are left out, and counted in ``without`` by how they ended.
     """
     return _largest(_ranked(rows, number, -1.0 if reverse else 1.0, without), limit)
 
@@ -82,7 +87,7 @@ def _ranked(rows: Iterable[Row], number: str, sign: float, without: Counter[str]
         if value is not None:
             yield sign * badness(number, value), row
         elif without is not None:
-            without[row.end["state"]] += 1
+            without[row.ending] += 1
 
 
 def _largest(ranked: Iterable[tuple[float, Row]], limit: int) -> list[Row]:

@@ -15,9 +15,9 @@ What every comparator does with answers that are not there, cut off or unreadabl
                      the same; JSON and tool calls are not read from answers of more than ten times as many: absent
     several answers  the mean over the pairs, by index
 
-Where a challenger ends in another way than with an observation (failed, expired, shed) no comparator is asked: gates
-count the exchange as missing, and a report says beside each mean how many were. "Missing" above is one answer of n, and
-what a user of ``Comparators`` hands over.
+Where an exchange does not end as compared (failed, expired, shed) no comparator is asked, not even about the scores
+that a failed one may have: gates count it as missing, and a report says beside each mean how many were. "Missing" above
+is one answer of n, and what a user of ``Comparators`` hands over.
 
 A number called ``champion_X`` has its twin ``challenger_X``; one that ends in ``_ratio`` is challenger over champion.
 All others are the same with the sides swapped. Two comparators look from one side only, and swap nothing: in ``chrf``

@@ -27,7 +27,7 @@ from understudy.lane.holding import held_bytes
 from understudy.lane.ledger import Counted, Ledger, total
 from understudy.lane.own_view import OwnView
 from understudy.lane.sampling import is_sampled
-from understudy.types import Ending, Exchange, Floor, Outcome, Phase, State, unseen
+from understudy.types import Ending, Exchange, Floor, Observation, Outcome, Phase, State, unseen
 
 MAX_INBOX = 100_000  # exchanges; what they hold in memory is bounded by max_pending_bytes
 MAX_UNSEEN = 100_000  # ids; beyond it they are only counted
@@ -431,6 +431,7 @@ class Lane:
                 side.breaker.abandoned()
                 return Ending(State.EXPIRED, None, "waited for its turn until the deadline: divergence")
         before, began_s = side.engine.device_use(), self._clock()
+        so_far: list[Observation] = []
         try:
             async with asyncio.timeout(max(0.0, deadline_s - self._clock())) as deadline:
                 ending = await shadow(
@@ -440,12 +441,14 @@ class Lane:
                     generate=self.spec.generate,
                     compare=self._compare,
                     against=against,
+                    scored=so_far.append,
                 )
         except asyncio.CancelledError:
             if _told_to_stop():
                 raise
-            side.breaker.failed("the engine cancelled the work itself")
-            return Ending(State.FAILED, "CancelledError", "the engine cancelled the work itself")
+            detail = "the engine cancelled the work itself"
+            side.breaker.failed(detail)
+            return Ending(State.FAILED, "CancelledError", detail, self._left_of(so_far, f"CancelledError: {detail}"))
         except Unsupported as fault:
             side.breaker.abandoned()
             return Ending(State.SHED, fault.reason, str(fault))
@@ -458,10 +461,19 @@ class Lane:
                 return Ending(State.EXPIRED, None, "the challenger did not answer before the deadline")
             with self.guard(f"shadow {side.engine.name}"):
                 raise
-            side.breaker.failed(f"{type(fault).__name__}: {fault}")
-            return Ending(State.FAILED, reason_of(fault), str(fault))
+            error = f"{type(fault).__name__}: {fault}"
+            side.breaker.failed(error)
+            return Ending(State.FAILED, reason_of(fault), str(fault), self._left_of(so_far, error))
         side.breaker.succeeded()
         return ending
+
+    def _left_of(self, so_far: Sequence[Observation], error: str) -> Observation | None:
+        """What a challenger that failed has read before; None where that was nothing."""
+        if not so_far or not so_far[-1].scores:
+            return None
+        seen = so_far[-1]
+        timings = replace(seen.timings, finished_s=self._clock())
+        return replace(seen, outcome=Outcome.FAILED, error=error, timings=timings)
 
     async def _turn(self, side: Side, exchange: Exchange, deadline_s: float) -> Ending | None:
         """Wait while the champion is under pressure or the budget is spent; None when the turn has come."""
