@@ -357,7 +357,14 @@ def test_an_orphan_that_cannot_be_cared_for_is_said_and_stops_no_other(spec: Rec
 
 
 def test_in_a_process_of_its_own(spec: RecordSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "chatty.py").write_text("print('hello')\ndef redact(text):\n    return text\n")
+    chatty = """
+import os, sys
+assert os.nice(0) == 19 or "upkeep" not in vars(sys.modules["__main__"])  # in the child
+print("hello")
+def redact(text):
+    return text
+"""
+    (tmp_path / "chatty.py").write_text(chatty)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
     spec = replace(spec, text="redacted", redactors=("chatty:redact",))
