@@ -457,12 +457,13 @@ def test_an_entry_that_is_refused_is_never_made(tmp_path: Path) -> None:
     assert sorted(entries(tmp_path)) == ["pause", "recording_resumed"]
 
 
+@pytest.mark.parametrize("group_bytes", [1, 2**21], ids=["large", "small"])  # an entry that fills a group, or not
 @pytest.mark.parametrize("call", ["write", "sync"])
 def test_an_entry_at_which_the_store_fails_is_told_and_made_once_when_it_is_asked_for_again(
-    tmp_path: Path, call: str
+    tmp_path: Path, call: str, group_bytes: int
 ) -> None:
     disk = FakeDisk()
-    with keeping(tmp_path, disk=disk.seams()) as keeper:
+    with keeping(tmp_path, disk=disk.seams(), limits=WriterLimits(group_bytes=group_bytes)) as keeper:
         keeper.append(accepted(1))
         flush(keeper)
         for _ in range(2):
@@ -475,6 +476,26 @@ def test_an_entry_at_which_the_store_fails_is_told_and_made_once_when_it_is_aske
         keeper.append(accepted(2))
     assert entries(tmp_path) == ["promote"]
     assert open_and_verify(tmp_path) == 3
+
+
+def test_an_entry_that_could_not_be_cut_away_at_once_is_gone_when_the_record_is_closed(tmp_path: Path) -> None:
+    class GoesBad(FakeDisk):
+        def _sync(self, fd: int) -> None:
+            if len(whole_lines(tmp_path)) > 1:
+                self.broken = {"truncate": errno.EIO}
+                raise OSError(errno.EIO, "Input/output error")
+            super()._sync(fd)
+
+    disk = GoesBad()
+    with keeping(tmp_path, disk=disk.seams()) as keeper:
+        keeper.append(accepted(1))
+        flush(keeper)
+        with pytest.raises(RecordError, match="the store does not take it"):
+            keeper.enter(Control("promote", 1.0))
+        assert entries(tmp_path) == ["promote"]
+        disk.broken = {}
+    assert entries(tmp_path) == []
+    assert open_and_verify(tmp_path) == 1
 
 
 def test_what_is_refused_because_the_backlog_is_full_is_not_lost(tmp_path: Path) -> None:

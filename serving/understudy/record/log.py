@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -60,6 +61,7 @@ class SegmentLog:
         self.chain = replace(sealed[1])
         self.is_file_complete = False
         """Set it, and the next append() begins a new file."""
+        self._has_leftover = False
         try:
             make_folders(folder)
             self._lock = FolderLock(folder)
@@ -88,6 +90,7 @@ class SegmentLog:
             OSError: the disk is full, read-only, gone, ... Call again with the same lines, later.
         """
         if self._size_bytes >= self._max_segment_bytes or (self.is_file_complete and self._size_bytes):
+            self.cut()
             self._close_file()
             self._segment, self._size_bytes = self._segment + 1, 0
         self.is_file_complete = False
@@ -101,20 +104,30 @@ class SegmentLog:
         except BaseException:
             # After a failed fsync nobody knows which pages are on disk. The file is opened afresh, cut and
             # written again.
+            self._has_leftover = True
             self._close_file()
             raise
+        self._has_leftover = False
         places = [Place(self._segment, self._size_bytes + start) for start in starts]
         self._size_bytes += len(lines)
         return places
 
     def cut(self) -> None:
         """Cut away now what a failed append() has left, and not with the next one. Raises OSError."""
-        if self._fd < 0:
+        if self._has_leftover:
             self._open_file()
+            try:
+                self._disk.sync(self._fd)
+            except BaseException:
+                self._close_file()
+                raise
+            self._has_leftover = False
 
     def close(self) -> None:
         """Close the file and give the folder back. Idempotent."""
         try:
+            with suppress(OSError):  # else whoever opens it next believes what was told to have failed
+                self.cut()
             self._close_file()
         finally:
             self._lock.close()

@@ -240,7 +240,7 @@ class Writer:
                 if item.when_kept:
                     item.settle(None)
                     continue
-                group = self._backlog.last()
+                group = self._backlog.first() if or_never else self._backlog.last()  # a large entry has filled its own
                 group.flushes.append(item)
                 if or_never:
                     group.chain_before, group.is_closed = chain_before, True
@@ -253,7 +253,7 @@ class Writer:
         """What was to be written at once or never was not."""
         logger.error("an entry could not be made: %s", error)
         self._log.chain = group.chain_before or self._log.chain
-        with suppress(OSError):  # else the next append() does it
+        with suppress(OSError):  # else the next append() does it, or close()
             self._log.cut()
         for flush in group.flushes:
             flush.settle(RecordError(f"the store does not take it: {error}"))
