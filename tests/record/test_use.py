@@ -88,6 +88,21 @@ def test_sql_over_everything(url: Path) -> None:
         query(url, "SELECT * FROM nothing_here")
 
 
+@pytest.mark.parametrize("mode", ["full", "redacted", "none"])
+def test_tokens_are_counted_where_their_ids_were_left_out_too(tmp_path: Path, mode: Any) -> None:
+    def hide(text: str) -> str:
+        return text.replace("e", "*")
+
+    keeper = open_keeper(tmp_path / "replica-0", privacy=Privacy(mode, (hide,), b"secret"))
+    keeper.append(accepted(1))
+    keeper.append(ended(1))
+    keeper.close()
+    counted = "SELECT num_prompt_tokens, num_generated_tokens FROM exchanges"
+    assert query(str(tmp_path), counted)[1] == [(3, 3)]
+    seal(Source.at(tmp_path / "replica-0"), "replica-0", include_newest=True)
+    assert query(str(tmp_path), counted)[1] == [(3, 3)]
+
+
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "store"])
 def test_segments_that_were_sealed_before_there_were_these_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool

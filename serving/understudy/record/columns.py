@@ -179,7 +179,7 @@ def _row(record: _Record) -> dict[str, Any]:
 def _of_observation(seen: _Seen) -> dict[str, Any]:
     first = seen.timings.first_token_s
     prompt = seen.prompt_token_ids
-    generated = sum((one.num_tokens or 0) if one.token_ids is None else len(one.token_ids) for one in seen.answers)
+    generated = sum(len(one.token_ids or ()) or one.num_tokens or 0 for one in seen.answers)
     if generated >= 1 << 31:
         raise ValueError(f"{generated} generated tokens")
     return {
@@ -188,7 +188,7 @@ def _of_observation(seen: _Seen) -> dict[str, Any]:
         "rendered": seen.rendered,
         "finish_reason": seen.answers[0].finish_reason if seen.answers else None,
         "num_answers": len(seen.answers),
-        "num_prompt_tokens": seen.num_prompt_tokens if prompt is None else len(prompt),
+        "num_prompt_tokens": seen.num_prompt_tokens if not prompt and seen.num_prompt_tokens else len(prompt or ()),
         "num_generated_tokens": generated,
         "ttft_s": None if first is None else first - seen.timings.arrived_s,
         "end_to_end_s": seen.timings.finished_s - seen.timings.arrived_s,

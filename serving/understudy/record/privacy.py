@@ -231,11 +231,14 @@ class _Redaction:
         try:
             parsed = json.loads(as_sent(body))  # bytes: they may be UTF-16
         except (ValueError, RecursionError):
-            return {"body": None, "body_hmac": self._pseudonym(body)}, False
+            return self._no_body(body), False
         if _is_in_numbers("", parsed):
-            return {"body": None, "body_hmac": self._pseudonym(body)}, False
+            return self._no_body(body), False
         walked = self._walk(_without_numbers(parsed))
         return {"body": _json(walked)}, bool(walked == parsed)
+
+    def _no_body(self, body: str) -> Document:
+        return {"body": None, "body_hmac": self._pseudonym(body), "offers_tools": offers_tools(as_sent(body))}
 
     def _walk(self, value: Any) -> Any:
         match value:
