@@ -185,6 +185,19 @@ async def test_where_no_gap_comes_it_goes_on_all_the_same(monkeypatch: pytest.Mo
 
 
 @in_loop
+async def test_what_was_shed_unseen_is_told_in_its_turn_in_a_busy_loop_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "MAX_INBOX", 1)
+    async with running(WatchedEngine()) as stage:
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
+        monkeypatch.setattr(lane_module, "MAX_LATE_S", 0.02)
+        for each in offers(3):
+            stage.lane.offer(each)
+        await stage.lane.idle()
+        assert stage.counts()["shed"] == {"inbox_full": 2}
+        assert len(stage.ear.accepted_ids) == 3
+
+
+@in_loop
 async def test_closing_waits_for_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(WatchedEngine()) as stage:
         monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)

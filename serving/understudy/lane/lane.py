@@ -157,7 +157,7 @@ class Lane:
         self._clock = clock
         self._inbox: deque[tuple[Offered, int, float]] = deque()
         self._inbox_bytes = 0
-        self._unseen: deque[str] = deque()
+        self._unseen: deque[tuple[str, float]] = deque()
         self._moved = asyncio.Event()
         self._closing = False
         self._wake = asyncio.Event()
@@ -281,18 +281,22 @@ class Lane:
             began_s = time.monotonic()  # of the loop's turns, and not of what the lane does
             await asyncio.sleep(0)  # one turn
             now_s = time.monotonic()
-            if now_s - began_s < BUSY_LAP_S or (self._inbox and now_s - self._inbox[0][2] >= MAX_LATE_S):
+            if now_s - began_s < BUSY_LAP_S or now_s - self._oldest_s() >= MAX_LATE_S:
                 return
             await asyncio.sleep(LAP_POLL_S)
 
+    def _oldest_s(self) -> float:
+        """When what is taken in next was offered."""
+        return min(queue[0][-1] for queue in (self._inbox, self._unseen) if queue)
+
     def _take_next(self) -> None:
         with self.guard("intake"):
-            if self._inbox:
+            if self._inbox and self._inbox[0][-1] <= self._oldest_s():
                 offered, size_bytes, _ = self._inbox.popleft()
                 self._inbox_bytes -= size_bytes
                 self._take_one(offered)
             else:
-                self._tell_unseen(self._unseen.popleft(), Ending(State.SHED, "inbox_full"))
+                self._tell_unseen(self._unseen.popleft()[0], Ending(State.SHED, "inbox_full"))
         self._moved.set()
 
     def _take_one(self, offered: Offered) -> None:
@@ -339,7 +343,7 @@ class Lane:
                 side.ledger.sample()
                 side.ledger.end(Ending(State.SHED, "inbox_full"))
         if sampled and len(self._unseen) < MAX_UNSEEN:
-            self._unseen.append(offered.exchange_id)
+            self._unseen.append((offered.exchange_id, time.monotonic()))
 
     def _tell_unseen(self, exchange_id: str, ending: Ending) -> None:
         """The record hears of what is counted already, so that the counts are the same after a restart."""
