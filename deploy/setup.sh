@@ -53,6 +53,7 @@ find_stamp() {
         cat "$list"
         sed '/^\[tool\.ruff\]/,$d' pyproject.toml
         pwd
+        echo compiled
     ) | sha256sum | cut -c1-16)"
 }
 
