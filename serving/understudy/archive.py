@@ -89,6 +89,7 @@ class Archive:
         self._resends: Collection[State] = ()
         self._caring: asyncio.Task[None] | None = None
         self._comparing: asyncio.Task[None] | None = None
+        self._keeping: dict[str, asyncio.Task[bool]] = {}
         self._identity: Mapping[str, Any] = {}
         self._num_unrecorded = 0
         self._open_keeper: Callable[[], RecordKeeper] | None = None
@@ -248,24 +249,33 @@ class Archive:
         Raises:
             NotKept: there is no record, or no room: it would be lost, and counts for nothing.
         """
+        while earlier := self._keeping.get(given.id):  # what becomes of it decides whether this one changes anything
+            await asyncio.wait([earlier])
         if self._keeper is None:
             raise NotKept(self._why_not)
         if why_not := self._keeper.why_full():
             raise NotKept(why_not)
-        waits = self.waiting.has(given)
-        if not waits:
+        is_new = not self.waiting.has(given)
+        if is_new:
             self.waiting.add(given)  # before anything awaits: its exchange may come just now, and takes it
-        found = await self.find(given.id)
-        if found:
-            self.waiting.take([given.id])
-        if not waits and not (found and all(is_given(given, feedback_of(view)) for view in found)):
-            try:
-                await self._keeper.keep(given)  # others have come since there was room
-            except NotKept:
+        keeping = asyncio.create_task(self._keep(self._keeper, given, is_new=is_new), name="archive-feedback")
+        self._keeping[given.id] = keeping
+        keeping.add_done_callback(lambda _: self._keeping.pop(given.id))
+        return await asyncio.shield(keeping)  # who gave it may leave: it is kept and heard, or neither
+
+    async def _keep(self, keeper: RecordKeeper, given: Feedback, *, is_new: bool) -> bool:
+        try:
+            found = await self.find(given.id)
+            if found:
+                self.waiting.take([given.id])
+            if is_new and not (found and all(is_given(given, feedback_of(view)) for view in found)):
+                await keeper.keep(given)  # others have come since there was room
+                for view in found:
+                    self._hear_feedback(view["exchange_id"], given)
+        except BaseException:
+            if is_new:
                 self.waiting.remove(given)
-                raise
-            for view in found:
-                self._hear_feedback(view["exchange_id"], given)
+            raise
         return bool(found)
 
     def control(
