@@ -208,6 +208,7 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
 ) -> None:
     monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
     monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    monkeypatch.setattr(archive_module, "MAX_NOTES", 3)
     recording = Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0")
     (tmp_path / "r" / "replica-0").write_text("in the way")
     archive = await Archive.open(recording.log, describe, (), Guard(), recording)
@@ -216,6 +217,10 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     archive.keep_opening(restored.set_result)
     archive.identify({"champion": {"name": "lead", "model": "org/lead"}}, {})
     archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert "not a directory" in (await archive.note("pause", {"b": 1}, actor="ann")).lower()
+    paused_unix_s = time.time()
+    for _ in range(3):  # of many, some are lost
+        await archive.note("resume", {"b": 1}, {"challenger": "b"}, actor="bob")
     assert (archive.status()["recording"], archive.status()["lost"]) == (False, 2)
     (tmp_path / "r" / "replica-0").unlink()
     assert await restored == {}
@@ -224,7 +229,11 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     assert archive.status()["recording"] is True
     await archive.close()
     (gap,) = query(tmp_path / "r", "SELECT action, num_lost FROM controls WHERE num_lost > 0")[1]
-    assert gap == ("recording_resumed", 2)
+    assert gap == ("recording_resumed", 2)  # x1, and the third resume
+    told = query(tmp_path / "r", "SELECT action, actor FROM controls WHERE actor <> 'server' ORDER BY at_unix_s")[1]
+    assert told == [("pause", "ann"), ("resume", "bob"), ("resume", "bob")]
+    (at,) = query(tmp_path / "r", "SELECT at_unix_s FROM controls WHERE action = 'pause'")[1][0]
+    assert at <= paused_unix_s  # its own time
     assert [each["champion"]["name"] for each in identities(str(tmp_path / "r"))] == ["lead"]
 
 

@@ -43,6 +43,7 @@ OPEN_LATER_S = 10.0
 ELSEWHERE_AFTER = 6  # turns of it: a minute is what Ray gives a replica to end, and its successor wants its folder
 MAX_SEATS = 10_000
 NOTE_MAX_S = 1.0
+MAX_NOTES = 1_000
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -92,6 +93,7 @@ class Archive:
         self._keeping: dict[str, asyncio.Task[bool]] = {}
         self._identity: Mapping[str, Any] = {}
         self._num_unrecorded = 0
+        self._notes: list[Control] = []  # to be entered when the record opens
         self._open_keeper: Callable[[], RecordKeeper] | None = None
         self._opener: Callable[[Recording], RecordKeeper] | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -143,9 +145,11 @@ class Archive:
             if self._keeper is not None:
                 break
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
-        if self._identity:  # it was entered before there was a record
+        if self._identity:  # it was to be entered before there was a record
             self._append(self._identity_entry())
             self.compare_gates({name: self._identity.get(name) for name in ("gates", "gates_sha256")}, dict)
+        for entry in self._notes:
+            self._append(entry)
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
 
@@ -298,7 +302,10 @@ class Archive:
         """
         entry = Control(action, time.time(), detail or {}, offered, actor=actor)
         if self._keeper is None:
-            self._append(entry)
+            if len(self._notes) < MAX_NOTES:
+                self._notes.append(entry)
+            else:
+                self._append(entry)  # counted as lost
             return self._why_not
         try:
             async with asyncio.timeout(NOTE_MAX_S):
@@ -310,9 +317,10 @@ class Archive:
         return ""
 
     def identify(self, detail: Mapping[str, Any], offered: Mapping[str, int]) -> None:
-        """Enter what is compared (``identity``), now and again whenever retention removes something."""
+        """Enter what is compared (``identity``), now or when the record opens, and again whenever retention removes."""
         self._identity = detail
-        self.control("identity", offered, detail)
+        if self._keeper is not None:
+            self.control("identity", offered, detail)
 
     async def enter(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any], actor: str) -> None:
         """The same, for what must not be done without its entry: it is durable when this returns.
