@@ -187,16 +187,65 @@ async def test_of_feedback_that_comes_at_once_only_what_has_room_is_kept(tmp_pat
         await archive.feedback(Feedback(f"{num_kept:04d}", "billing" * 20, 1.0))
         num_kept += 1
     assert not keeper.why_full()
-    given = [Feedback(id, "billing" * 20, 1.0) for id in ("left", "right")]
+    given = [Feedback(id, "billing" * 20, 1.0) for id in ("left", "right", "left", "right")]
     told = await asyncio.gather(*map(archive.feedback, given), return_exceptions=True)
-    (kept,) = [one for one, answer in zip(given, told, strict=True) if answer is False]
-    (refused,) = [one for one, answer in zip(given, told, strict=True) if isinstance(answer, NotKept)]
+    assert {type(answer) for answer in told} == {bool, NotKept}
+    (kept,) = {one for one, answer in zip(given, told, strict=True) if answer is False}  # and of no other that it was
+    (refused,) = {*given} - {kept}
     assert (archive.waiting.ids()[-1], archive.status()["lost"]) == (kept.id, 0)
     disk.free_bytes = 1 << 20
     await keeper.flush()
     assert not await archive.feedback(refused)
     await archive.close()
     assert [one["id"] for one in RecordReader(tmp_path).feedback()][num_kept:] == [kept.id, refused.id]
+
+
+@pytest.mark.parametrize("at", ["flush", "keep"])
+@in_loop
+async def test_feedback_of_a_client_that_leaves_is_kept_and_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    archive = await opened(tmp_path)
+    archive.accepted(asked(1), ["rival"], {"rival": 1})
+    archive.ended(asked(1), "rival", compared("label: billing"))
+    real, is_there, go_on = getattr(RecordKeeper, at), asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any) -> None:
+        await real(*args)
+        is_there.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(RecordKeeper, at, held)
+    leaving = asyncio.create_task(archive.feedback(Feedback("x1", "billing", 1.0)))
+    await is_there.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    again = asyncio.create_task(archive.feedback(Feedback("x1", "billing", 2.0)))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await again
+    assert archive.verdicts(["rival"], idle=True)["rival"]["gates"][0]["units"] == 1
+    await archive.close()
+    assert [one["at_unix_s"] for one in RecordReader(tmp_path).feedback()] == [1.0]
+
+
+@in_loop
+async def test_feedback_that_fails_at_a_damaged_record_is_none_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> NoReturn:
+        raise RecordError("damaged")
+
+    archive = await opened(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordReader, "find", damaged)
+        with pytest.raises(RecordError, match="damaged"):
+            await archive.feedback(Feedback("x1", "billing", 1.0))
+    assert archive.waiting.ids() == []
+    assert not await archive.feedback(Feedback("x1", "billing", 2.0))
+    await archive.close()
+    assert [one["at_unix_s"] for one in RecordReader(tmp_path).feedback()] == [2.0]
 
 
 @in_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import time
@@ -31,7 +32,7 @@ from understudy.record.care import Enter, care
 from understudy.record.lines import segments
 from understudy.record.patterns import redact
 from understudy.record.privacy import Privacy
-from understudy.record.recording import Recording
+from understudy.record.recording import Recording, secret_in
 from understudy.record.seal import seal
 from understudy.record.sealed import rewrite
 from understudy.record.signing import Signer, make_key
@@ -208,6 +209,7 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
 ) -> None:
     monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
     monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
+    monkeypatch.setattr(archive_module, "MAX_NOTES", 3)
     recording = Recording.of(RecordSpec(url=str(tmp_path / "r")), "replica-0")
     (tmp_path / "r" / "replica-0").write_text("in the way")
     archive = await Archive.open(recording.log, describe, (), Guard(), recording)
@@ -216,6 +218,10 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     archive.keep_opening(restored.set_result)
     archive.identify({"champion": {"name": "lead", "model": "org/lead"}}, {})
     archive.accepted(exchange("x1"), ["b"], {"b": 1})
+    assert "not a directory" in (await archive.note("pause", {"b": 1}, actor="ann")).lower()
+    paused_unix_s = time.time()
+    for _ in range(3):  # of many, some are lost
+        await archive.note("resume", {"b": 1}, {"challenger": "b"}, actor="bob")
     assert (archive.status()["recording"], archive.status()["lost"]) == (False, 2)
     (tmp_path / "r" / "replica-0").unlink()
     assert await restored == {}
@@ -224,7 +230,11 @@ async def test_a_store_that_comes_back_is_used_and_the_gap_is_marked(
     assert archive.status()["recording"] is True
     await archive.close()
     (gap,) = query(tmp_path / "r", "SELECT action, num_lost FROM controls WHERE num_lost > 0")[1]
-    assert gap == ("recording_resumed", 2)
+    assert gap == ("recording_resumed", 2)  # x1, and the third resume
+    told = query(tmp_path / "r", "SELECT action, actor FROM controls WHERE actor <> 'server' ORDER BY at_unix_s")[1]
+    assert told == [("pause", "ann"), ("resume", "bob"), ("resume", "bob")]
+    (at,) = query(tmp_path / "r", "SELECT at_unix_s FROM controls WHERE action = 'pause'")[1][0]
+    assert at <= paused_unix_s  # its own time
     assert [each["champion"]["name"] for each in identities(str(tmp_path / "r"))] == ["lead"]
 
 
@@ -295,23 +305,50 @@ async def test_a_session_and_a_tenant_are_the_same_before_and_after_a_restart(
         await archive.close()
 
 
+@pytest.mark.parametrize("text", ["redacted", "none"])
 @in_loop
-async def test_a_record_that_opens_late_has_the_pseudonyms_of_its_own_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_record_that_opens_late_has_pseudonyms_of_its_secret_and_a_session_across_that_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Any
 ) -> None:
     monkeypatch.setattr(archive_module, "OPEN_AGAIN_S", (0.0,))
     monkeypatch.setattr(archive_module, "OPEN_LATER_S", 0.01)
-    spec = RecordSpec(url=str(tmp_path / "r"), text="none")
+    spec = RecordSpec(url=str(tmp_path / "r"), text=text)
     (tmp_path / "r").write_text("in the way")
-    archive = await opened(Recording.of(spec, "replica-0"))
+    recording = Recording.of(spec, "replica-0")
+    archive = await Archive.open(recording.log, describe, [Gate("missing", 0.05)], Guard(), recording)
     restored: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
     archive.keep_opening(restored.set_result)
+    tenant = "ann@example.org"
+
+    def comes(number: int) -> None:
+        asked = of(tenant, number, time.time())
+        archive.accepted(asked, ["b"], {"b": number})
+        archive.ended(asked, "b", Ending(State.SHED, "queue_full"))
+
+    comes(1)
     (tmp_path / "r").unlink()
     await restored
-    archive.accepted(of("acme", 1, 1.0), ["b"], {"b": 1})
+    comes(2)
+    assert archive.verdicts(["b"], idle=True)["b"]["open_sessions"] == 1
     await archive.close()
     (view,) = scan(spec.url)
-    assert view["tags"]["tenant"] == Recording.of(spec, "replica-0").privacy.pseudonym("acme")
+    assert view["tags"]["tenant"] == Recording.of(spec, "replica-0").privacy.pseudonym(tenant)
+
+
+def test_the_secret_of_a_record_is_there_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = os.open
+
+    def full(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open_file(path, flags, *rest, **options)
+
+    secret = secret_in(tmp_path / "r")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        assert secret_in(tmp_path / "r", b"another") == secret
+        with pytest.raises(RecordError, match="No space left"):
+            secret_in(tmp_path / "new")
 
 
 @pytest.mark.parametrize("text", ["full", "redacted", "none"])

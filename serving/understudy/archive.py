@@ -43,6 +43,7 @@ OPEN_LATER_S = 10.0
 ELSEWHERE_AFTER = 6  # turns of it: a minute is what Ray gives a replica to end, and its successor wants its folder
 MAX_SEATS = 10_000
 NOTE_MAX_S = 1.0
+MAX_NOTES = 1_000
 CARE_S = 60.0
 CARE_FOR_OTHERS = 60  # turns
 RESTARTED = Ending(State.EXPIRED, None, "restart")
@@ -89,8 +90,10 @@ class Archive:
         self._resends: Collection[State] = ()
         self._caring: asyncio.Task[None] | None = None
         self._comparing: asyncio.Task[None] | None = None
+        self._keeping: dict[str, asyncio.Task[bool]] = {}
         self._identity: Mapping[str, Any] = {}
         self._num_unrecorded = 0
+        self._notes: list[Control] = []  # to be entered when the record opens
         self._open_keeper: Callable[[], RecordKeeper] | None = None
         self._opener: Callable[[Recording], RecordKeeper] | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -142,9 +145,11 @@ class Archive:
             if self._keeper is not None:
                 break
         log.warning("the record is open; %d events before were not recorded", self._num_unrecorded)
-        if self._identity:  # it was entered before there was a record
+        if self._identity:  # it was to be entered before there was a record
             self._append(self._identity_entry())
             self.compare_gates({name: self._identity.get(name) for name in ("gates", "gates_sha256")}, dict)
+        for entry in self._notes:
+            self._append(entry)
         restore(self.take_up())
         self._append(Control("recording_resumed", time.time(), num_lost=self._num_unrecorded, actor=SERVER))
 
@@ -248,24 +253,33 @@ class Archive:
         Raises:
             NotKept: there is no record, or no room: it would be lost, and counts for nothing.
         """
+        while earlier := self._keeping.get(given.id):  # what becomes of it decides whether this one changes anything
+            await asyncio.wait([earlier])
         if self._keeper is None:
             raise NotKept(self._why_not)
         if why_not := self._keeper.why_full():
             raise NotKept(why_not)
-        waits = self.waiting.has(given)
-        if not waits:
+        is_new = not self.waiting.has(given)
+        if is_new:
             self.waiting.add(given)  # before anything awaits: its exchange may come just now, and takes it
-        found = await self.find(given.id)
-        if found:
-            self.waiting.take([given.id])
-        if not waits and not (found and all(is_given(given, feedback_of(view)) for view in found)):
-            try:
-                await self._keeper.keep(given)  # others have come since there was room
-            except NotKept:
+        keeping = asyncio.create_task(self._keep(self._keeper, given, is_new=is_new), name="archive-feedback")
+        self._keeping[given.id] = keeping
+        keeping.add_done_callback(lambda _: self._keeping.pop(given.id))
+        return await asyncio.shield(keeping)  # who gave it may leave: it is kept and heard, or neither
+
+    async def _keep(self, keeper: RecordKeeper, given: Feedback, *, is_new: bool) -> bool:
+        try:
+            found = await self.find(given.id)
+            if found:
+                self.waiting.take([given.id])
+            if is_new and not (found and all(is_given(given, feedback_of(view)) for view in found)):
+                await keeper.keep(given)  # others have come since there was room
+                for view in found:
+                    self._hear_feedback(view["exchange_id"], given)
+        except BaseException:
+            if is_new:
                 self.waiting.remove(given)
-                raise
-            for view in found:
-                self._hear_feedback(view["exchange_id"], given)
+            raise
         return bool(found)
 
     def control(
@@ -288,7 +302,10 @@ class Archive:
         """
         entry = Control(action, time.time(), detail or {}, offered, actor=actor)
         if self._keeper is None:
-            self._append(entry)
+            if len(self._notes) < MAX_NOTES:
+                self._notes.append(entry)
+            else:
+                self._append(entry)  # counted as lost
             return self._why_not
         try:
             async with asyncio.timeout(NOTE_MAX_S):
@@ -300,9 +317,10 @@ class Archive:
         return ""
 
     def identify(self, detail: Mapping[str, Any], offered: Mapping[str, int]) -> None:
-        """Enter what is compared (``identity``), now and again whenever retention removes something."""
+        """Enter what is compared (``identity``), now or when the record opens, and again whenever retention removes."""
         self._identity = detail
-        self.control("identity", offered, detail)
+        if self._keeper is not None:
+            self.control("identity", offered, detail)
 
     async def enter(self, action: str, offered: Mapping[str, int], detail: Mapping[str, Any], actor: str) -> None:
         """The same, for what must not be done without its entry: it is durable when this returns.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,8 +51,12 @@ class Recording:
         return replace(self, writer=writer, log=self.spec.folder / writer, store=store)
 
     def take_secret(self) -> None:
-        """The record's own secret, where it could not be had at the start. Raises RecordError."""
-        self.privacy.secret = secret_in(self.spec.folder)
+        """The record's own secret, where it could not be had at the start. Raises RecordError.
+
+        A record without one gets the one that this process has used since. Where there is one, of an earlier run or
+        another replica, a session that goes on across this moment counts as two until the next start.
+        """
+        self.privacy.secret = secret_in(self.spec.folder, self.privacy.secret)
 
     def of_rollout(self, rollout: str) -> Recording:
         """The same, for what is compared now."""
@@ -141,28 +146,37 @@ def _secret_or_new(root: Path) -> bytes:
         return os.urandom(32)
 
 
-def secret_in(root: Path) -> bytes:
+def secret_in(root: Path, or_else: bytes = b"") -> bytes:
     """The secret that keys this record's pseudonyms, made at the first call; the replicas share it.
+
+    Args:
+        root: the record's folder.
+        or_else: becomes the secret where there is none; a new one where not given.
 
     Raises:
         RecordError: it cannot be read or made.
     """
     path = root / SECRET_FILE
     try:
-        make_folders(root)
-        made = root / f"{SECRET_FILE}.{os.getpid()}"
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(os.urandom(32))
-            file.flush()
-            os.fsync(fd)
-        try:
-            os.link(made, path)  # whole or not at all, and never over another's
-        except FileExistsError:
-            pass
-        finally:
-            made.unlink()
+        if not path.exists():  # one that is there can be had on a full disk
+            make_folders(root)
+            _make_secret(path, or_else or os.urandom(32))
         sync_folder(root)  # a secret that is lost in a crash makes every pseudonym before it a stranger
         return path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path} cannot be had: {error}") from error
+
+
+def _make_secret(path: Path, secret: bytes) -> None:
+    """Whole or not at all, and never over another's. Raises OSError."""
+    made = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(fd)
+        with suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        made.unlink(missing_ok=True)
