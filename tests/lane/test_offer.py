@@ -185,6 +185,19 @@ async def test_where_no_gap_comes_it_goes_on_all_the_same(monkeypatch: pytest.Mo
 
 
 @in_loop
+async def test_what_is_late_is_not_taken_in_one_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(WatchedEngine()) as stage:
+        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
+        monkeypatch.setattr(lane_module, "MAX_LATE_S", 0.0)
+        monkeypatch.setattr(lane_module, "MAX_AT_ONCE_S", math.inf)
+        given = offers(50)
+        for each in given:
+            stage.lane.offer(each)
+        await turns(5)
+        assert all(each.completed for each in given)
+
+
+@in_loop
 async def test_what_was_shed_unseen_is_told_in_its_turn_in_a_busy_loop_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_module, "MAX_INBOX", 1)
     async with running(WatchedEngine()) as stage:

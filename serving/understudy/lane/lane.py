@@ -37,6 +37,8 @@ BUSY_LAP_S = 0.0005
 LAP_POLL_S = 0.002
 MAX_LATE_S = 1.0
 """Of an exchange that waits for a gap of the event loop. It is in memory until then, and in no record."""
+MAX_AT_ONCE_S = 0.002
+"""Of a turn of the event loop, in which exchanges are taken in that are late."""
 
 
 class Offered(Protocol):
@@ -269,7 +271,10 @@ class Lane:
             self._wake.clear()
             while self._inbox or self._unseen:
                 await self._gap()
+                until_s = time.monotonic() + MAX_AT_ONCE_S
                 self._take_next()
+                while (self._inbox or self._unseen) and self._is_late() and time.monotonic() < until_s:
+                    self._take_next()
 
     async def _gap(self) -> None:
         """Return when the event loop has a moment, or the oldest exchange has waited for one long enough.
@@ -281,9 +286,12 @@ class Lane:
             began_s = time.monotonic()  # of the loop's turns, and not of what the lane does
             await asyncio.sleep(0)  # one turn
             now_s = time.monotonic()
-            if now_s - began_s < BUSY_LAP_S or now_s - self._oldest_s() >= MAX_LATE_S:
+            if now_s - began_s < BUSY_LAP_S or self._is_late():
                 return
             await asyncio.sleep(LAP_POLL_S)
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._oldest_s() >= MAX_LATE_S
 
     def _oldest_s(self) -> float:
         """When what is taken in next was offered."""
