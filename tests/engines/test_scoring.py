@@ -5,9 +5,11 @@ The engines run in this process and eagerly; chunks of 32 tokens make every long
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +258,32 @@ def test_a_cached_prompt_is_not_read_again_and_its_answer_is(llama: Rig) -> None
     assert (cold.num_cached_tokens, warm.num_cached_tokens) == (0, 64)  # of 69 rows before the first scored one
     llama.expect(*pair, first)
     llama.expect(*pair, second)
+
+
+def test_what_a_pass_without_memory_has_not_written_is_not_in_the_prefix_cache(
+    llama: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM enters its blocks before the pass that fills them."""
+    from understudy.engines import scoring
+    from understudy.engines.core import Core
+
+    pair, engine = (ids(70, seed=15), ids(20, seed=16)), llama.llm.llm_engine
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError("injected")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(llama.runner, "_model_forward", no_memory)
+        prompt = {"prompt_token_ids": scoring.tokens_to_read(*pair)}
+        engine.add_request("starved", prompt, scoring.parameters(*pair))
+        with pytest.raises(MemoryError) as raised:
+            engine.step()
+    monkeypatch.setattr(llama.core, "output_queue", queue.Queue(), raising=False)
+    core: Any = SimpleNamespace(engine=llama.core, runner=llama.runner)
+    assert Core.recover(core, raised.value)
+    engine.abort_request(["starved"])
+    ((score, _),) = llama.score(pair)
+    llama.expect(*pair, score)
 
 
 def test_what_waits_is_scored_in_one_call(llama: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,9 @@ class Core:
         ended = defaultdict(list)
         for request in engine.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED):
             ended[request.client_index].append(request.request_id)
+        # vLLM enters blocks in the prefix cache before the pass that fills them, and this one did not.
+        if not engine.scheduler.reset_prefix_cache():
+            return False
         for client, request_ids in ended.items():
             outputs = [
                 EngineCoreOutput(each, [], finish_reason=FinishReason.ERROR, stop_reason="out_of_memory")
