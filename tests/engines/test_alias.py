@@ -155,7 +155,10 @@ def test_the_ordinary_way_is_open_where_it_does_not_fit(monkeypatch: pytest.Monk
 
     tables = SimpleNamespace(static_forward_context={"champion's": 1}, static_all_moe_layers=["x"])
     config: Any = SimpleNamespace(
-        load_config=LoadConfig(load_format=alias.LOAD_FORMAT), compilation_config=tables, model_config=None
+        load_config=LoadConfig(load_format=alias.LOAD_FORMAT),
+        compilation_config=tables,
+        model_config=None,
+        cache_config=SimpleNamespace(kv_cache_memory_bytes=7),
     )
     ropes = dict(rotary_embedding._ROPE_DICT)
     seen = []
@@ -175,7 +178,10 @@ def test_the_ordinary_way_is_open_where_it_does_not_fit(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(alias.AliasLoader, "_load", attempt)
     monkeypatch.setattr(DefaultModelLoader, "load_model", ordinary)
+    asked: list[tuple[dict[str, Any], bool]] = []
+    monkeypatch.setattr(alias, "refuse_if_too_large", lambda args, *, aliased: asked.append((dict(args), aliased)))
     loader = get_model_loader(config.load_config)
     assert loader.load_model(config, SimpleNamespace(model="m")) == "a model"  # type: ignore[arg-type, comparison-overlap]
+    assert asked == [({"model": "m", "kv_cache_memory_bytes": 7}, False)]  # it needs room for weights now
     assert seen == ["auto"]
     assert config.load_config.load_format == "auto"

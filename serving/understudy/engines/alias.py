@@ -27,7 +27,10 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
+
+from understudy.engines.memory import refuse_if_too_large
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +132,9 @@ class AliasLoader(BaseModelLoader):
             except Exception as fault:  # noqa: BLE001  # whatever it is: the ordinary way is always open
                 undo()
                 log.warning("%s loads its weights by itself: %s: %s", model_config.model, type(fault).__name__, fault)
+        if current_platform.device_type == "cpu":  # it was let in as one that needs no room for weights
+            kv_bytes = vllm_config.cache_config.kv_cache_memory_bytes
+            refuse_if_too_large({"model": model_config.model, "kv_cache_memory_bytes": kv_bytes}, aliased=False)
         ordinary = replace(vllm_config.load_config, load_format="auto")
         vllm_config.load_config = ordinary
         return DefaultModelLoader(ordinary).load_model(vllm_config, model_config, prefix)

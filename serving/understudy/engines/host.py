@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
 from vllm.platforms import current_platform
 
 from understudy.engines import preempt, speculate
@@ -35,7 +34,7 @@ from understudy.engines.alias import alias, weights_of
 from understudy.engines.core import Core, CorePlan
 from understudy.engines.driver import Driver
 from understudy.engines.flight import LOADING, Flight
-from understudy.engines.memory import checkpoint_bytes
+from understudy.engines.memory import checkpoint_bytes, refuse_if_too_large
 from understudy.engines.pace import Share, StepLimit
 
 SEND_TIMEOUT_S = 5.0
@@ -52,23 +51,6 @@ class Events:
         """One line. A closed pipe means that nobody is left to tell."""
         self._stream.write(json.dumps({"event": event, "core": core, **more}) + "\n")
         self._stream.flush()
-
-
-def refuse_if_too_large(plan: CorePlan, *, aliased: bool) -> None:
-    """Raise MemoryError before the kernel has to kill something (the CPU only: CUDA refuses by itself).
-
-    ``aliased``: it uses the champion's tensors, so its weights need no room.
-    """
-    if current_platform.device_type != "cpu":
-        return
-    weights = 0 if aliased else checkpoint_bytes(plan.engine_args["model"])
-    needed = weights + (plan.engine_args.get("kv_cache_memory_bytes") or 0)
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise MemoryError(
-            f"{plan.name} needs {needed / 2**30:.1f} GiB ({'' if aliased else 'weights and '}kv_cache_memory_bytes), "
-            f"{available / 2**30:.1f} GiB are available"
-        )
 
 
 def prepare_cpu() -> None:
@@ -137,7 +119,8 @@ def build(
                 and "load_format" not in plan.engine_args  # who says how to load wants it loaded
                 and alias(config, champion.engine.vllm_config, champion.runner.model)
             )
-            refuse_if_too_large(plan, aliased=aliased)
+            if current_platform.device_type == "cpu":  # CUDA refuses by itself
+                refuse_if_too_large(plan.engine_args, aliased=aliased)
             cores.append(Core(plan, config, index, is_champion=is_champion, wake=wake))
             cores[-1].engine.model_executor.collective_rpc(mend_worker, args=(os.getpid(),))
             model = getattr(cores[-1].runner, "model", None)
