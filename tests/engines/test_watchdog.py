@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
+from tests.builders import in_loop
 
+from understudy.engines import watchdog
 from understudy.engines.flight import Activity
-from understudy.engines.watchdog import LOOK_EVERY_S, Watch
+from understudy.engines.watchdog import LOOK_EVERY_S, Watch, watch
 
 HANG_S = 5.0
 
@@ -103,3 +106,22 @@ def test_a_look_that_comes_late_starts_no_new_count() -> None:
     )
     world.passes(HANG_S + 1)
     assert world.said
+
+
+@in_loop
+async def test_a_look_that_raises_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_EVERY_S", 0.0)
+    looked = asyncio.Event()
+    looks = 0
+
+    def look() -> Activity:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise OSError("the recorder is gone")
+        looked.set()
+        return Activity(None, "idle", 0.0, 0.0)
+
+    watching = asyncio.create_task(watch([Watch(look, True, HANG_S, lambda *_: None)], lambda: 0.0))
+    await looked.wait()
+    watching.cancel()

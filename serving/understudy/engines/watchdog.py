@@ -61,8 +61,11 @@ class Watch:
 
 
 async def watch(watches: list[Watch], clock: Callable[[], float]) -> None:
-    """Look for ever."""
+    """Look for ever, whatever one look raises."""
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         for each in watches:
-            each.check(clock())
+            try:
+                each.check(clock())
+            except Exception:
+                log.exception("a look at an engine process failed")
