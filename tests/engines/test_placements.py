@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,6 +303,35 @@ async def test_the_challenger_that_is_loading_is_quarantined_and_not_the_one_tha
     assert process.killed
     assert engines.quarantine.names() == [blamed]
     assert a.health() == Health(False, why)
+
+
+@in_loop
+async def test_while_another_challenger_loads_it_is_that_ones_time_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """a waits for b for three times as long as it has itself, and is up in time; b has only begun."""
+    monkeypatch.setattr(placements, "LOOK_S", 0.01)
+    process: Any = HungProcess(2, "loading")
+    looks, enough = count(1), asyncio.Event()
+
+    def activity() -> Activity:
+        if next(looks) == 30:
+            enough.set()
+        return Activity(2, "loading", 0.01, 0.01)
+
+    process.activity = activity
+
+    async def up_after_30_looks(*_: Any) -> str:
+        await enough.wait()
+        return "a's engine"
+
+    up = SimpleNamespace(connect_challenger=up_after_30_looks)
+    monkeypatch.setattr(package, "vllm_engine", up, raising=False)
+    engines = Engines(None, [], [], str(tmp_path), asyncio.Event(), Quarantine(None), tmp_path)
+    a: Any = await connect_challenger(ModelSpec("a", "a"), process.specs[1], process, engines, Deaths(), 0.1)
+    assert a == "a's engine"
+    assert not process.killed
+    assert engines.quarantine.names() == []
 
 
 @pytest.mark.parametrize(("present", "usual"), [(False, 3.0), (True, 10.0)])

@@ -45,6 +45,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lor
 CHAMPION_KV_CPU_BYTES = 2 * GIB
 CHALLENGER_KV_CPU_BYTES = 1 * GIB
 FLOOR = "(noise floor)"  # no model of the configuration: its core's name in the log and in events
+LOOK_S = 1.0  # between two looks at who is loading
 FLOOR_KV_PART = 4  # of the champion's KV cache
 # A challenger step is what the champion may have to wait for in the shared placement, so it is kept small.
 MAX_STEP_CPU_MS, MAX_STEP_GPU_MS = 3.0, 10.0
@@ -106,12 +107,12 @@ class Engines:
         self._watching = asyncio.create_task(watch(watches, time.monotonic), name="watchdog")
 
     def _hangs(self, process: EngineProcess, deaths: Deaths, core: int | None, why: str) -> None:
+        process.kill()  # first: to enter who it was may take as long as a disk that does not answer
         name = process.specs[core or 0].name
         if process.has_champion:
             self.quarantine.put_in(name, f"it hung: it {why}, so the engine process was ended")
         else:
             deaths.tell(name, f"it hung: it {why}, so its engine process was ended")
-        process.kill()
 
 
 def group_shared(models: Sequence[ModelSpec]) -> list[list[int]]:
@@ -483,29 +484,50 @@ async def connect_challenger(
     """The challenger's Engine, or one that is not ready and says why: the champion serves all the same."""
     from understudy.engines import vllm_engine
 
+    connecting = asyncio.create_task(
+        vllm_engine.connect_challenger(model, spec, process, engines.tokenizer, deaths), name=f"connect-{model.name}"
+    )
     try:
-        async with asyncio.timeout(timeout_s) as limit:
-            return await vllm_engine.connect_challenger(model, spec, process, engines.tokenizer, deaths)
+        late = await who_is_late(connecting, model.name, process, timeout_s)
+        if late is None:
+            return connecting.result()
     except Exception as fault:  # whatever it was, it is the challenger's own; status and the log show it
         log.exception("challenger %s did not come up", model.name)
-        why = f"{type(fault).__name__}: {fault}"
-        if limit.expired():
-            why, blamed = f"it was not up within {timeout_s:g} s", to_blame(model, process)
-            if process.has_champion:
-                engines.quarantine.put_in(blamed, why)
-            if blamed != model.name:
-                why += f": its engine process was loading {blamed}"
-            process.kill()
-            await process.gone()
-        return AbsentEngine(model.name, why)
+        return AbsentEngine(model.name, f"{type(fault).__name__}: {fault}")
+    finally:
+        connecting.cancel()
+        await asyncio.wait({connecting})
+    why = f"it was not up within {timeout_s:g} s"
+    if process.has_champion:
+        engines.quarantine.put_in(late, why)
+    if late != model.name:
+        why += f": its engine process was loading {late}"
+    log.error("challenger %s did not come up: %s", model.name, why)
+    process.kill()
+    await process.gone()
+    return AbsentEngine(model.name, why)
 
 
-def to_blame(awaited: ModelSpec, process: EngineProcess) -> str:
-    """Who is at fault that a challenger is not up in time: whoever is loading, else itself.
+async def who_is_late(
+    connecting: asyncio.Task[Engine], awaited: str, process: EngineProcess, timeout_s: float
+) -> str | None:
+    """Wait for a challenger; the name of the core that took more than ``timeout_s``, None when it is connected.
 
-    The driver, without which none gets warm, runs only when the last one is loaded.
+    The driver, without which none gets warm, runs only when the last one is loaded: while another one loads it is that
+    one's time that runs.
     """
-    now = process.activity()
-    if now.core is None or now.kind != ACTIVITIES[LOADING]:
-        return awaited.name
-    return process.specs[now.core].name
+    own_s = 0.0
+    while True:
+        began_s = time.monotonic()
+        await asyncio.wait({connecting}, timeout=min(LOOK_S, timeout_s - own_s))
+        if connecting.done():
+            return None
+        now = process.activity()
+        is_loading = now.core is not None and now.kind == ACTIVITIES[LOADING]
+        loading = process.specs[now.core].name if is_loading and now.core is not None else awaited
+        if loading == awaited:
+            own_s += time.monotonic() - began_s
+            if own_s >= timeout_s:
+                return awaited
+        elif now.for_s >= timeout_s:
+            return loading
