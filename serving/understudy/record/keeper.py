@@ -41,7 +41,7 @@ REAL_WORLD = World()
 
 
 class RecordKeeper:
-    """The one writer of a folder. Everything but flush() may be called from any thread.
+    """The one writer of a folder. Everything but its coroutines may be called from any thread.
 
     Attributes:
         recovery: what was found when the folder was opened.
