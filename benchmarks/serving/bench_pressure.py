@@ -3,10 +3,10 @@
     python -m benchmarks.serving.bench_pressure [--requests N] [--overload X] [--quick] [--out FILE.json]
 
 Open loop (Poisson), the tiny model, a few tokens each, the shadow on. First all of it goes to vLLM's own server: both
-must answer with the same status codes, each at as many times its own capacity. Meanwhile the resident memory of our
-replica and of our engine process is sampled once a second, and the lane's counts as often as status answers; beside the
-JSON file an SVG shows memory over time. The slope is fitted over the second half of the run, in MiB per thousand
-requests.
+must answer with the same status codes, each at as many times its own capacity. Meanwhile the resident memory of each
+server's API process (ours is the replica) and engine process is sampled once a second, and the lane's counts as often as
+status answers; beside the JSON file an SVG shows memory over time. The slope is fitted over the second half of the run,
+in MiB per thousand requests.
 """
 
 from __future__ import annotations
@@ -37,14 +37,19 @@ ENGINE_ARGS = {"max_model_len": 512, "kv_cache_memory_bytes": 256 * 2**20}
 NUM_WORDS, NUM_TOKENS = 8, 4
 SAMPLE_EVERY_S = 1.0
 MIB = 2**20
-ROLES = {"understudy.engines.host": "engine process", "ServeReplica": "replica"}
+ROLES = {
+    "understudy.engines.host": "engine process",
+    "ServeReplica": "replica",
+    "openai.api_server": "vLLM's API server",
+    "VLLM::EngineCore": "vLLM's engine process",
+}
 
 
 @dataclass
 class Sampler:
-    """Resident memory of our processes once a second, in one thread; in another the lane's counts."""
+    """Resident memory of processes once a second, in one thread; in another the lane's counts, where there is one."""
 
-    url: str
+    url: str | None
     processes: dict[str, psutil.Process]
     at_s: list[float] = field(default_factory=list)
     rss_mib: dict[str, list[float]] = field(default_factory=dict)
@@ -54,7 +59,8 @@ class Sampler:
     @contextmanager
     def running(self) -> Iterator[None]:
         """For the time of the block."""
-        threads = [threading.Thread(target=each) for each in (self._weigh, self._ask)]
+        jobs = [self._weigh] if self.url is None else [self._weigh, self._ask]
+        threads = [threading.Thread(target=each) for each in jobs]
         for thread in threads:
             thread.start()
         try:
@@ -94,7 +100,9 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pressure-")))
         with servers.vllm(models[0], ENGINE_ARGS, folder) as url:
-            theirs = press(url, given.requests, given.overload)
+            beside = Sampler(None, processes())
+            with beside.running():
+                theirs = press(url, given.requests, given.overload)
         config = {
             "champion": {"model": models[0], "name": "champ", "engine_args": ENGINE_ARGS},
             "challenger": {"model": models[1], "name": "challenger", "engine_args": ENGINE_ARGS},
@@ -115,7 +123,7 @@ def main() -> None:
         "vllm": theirs,
         "understudy": ours,
         "counts": settled,
-        "memory": memory(sampler, given.requests),
+        "memory": memory(sampler, given.requests) | memory(beside, given.requests),
         "equation_held_in": f"{sum(adds_up(each['counts']) for each in sampler.statuses)} of {len(sampler.statuses)}",
     }  # fmt: skip
     show(results)
@@ -158,7 +166,7 @@ def settle(url: str) -> dict[str, Any]:
 
 
 def processes() -> dict[str, psutil.Process]:
-    """The replica and the engine process that this benchmark's server has started."""
+    """Those that this benchmark's server has started, by their role."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.Process().children(recursive=True):
         line = " ".join(process.cmdline())
@@ -205,7 +213,7 @@ def show(results: dict[str, Any]) -> None:
         )
     print(f"lane        {results['counts']}; the counts added up in {results['equation_held_in']} looks")
     for role, row in results["memory"].items():
-        print(f"{role:<16}" + "   ".join(f"{key} {value:.1f}" for key, value in row.items()))
+        print(f"{role:<23}" + "   ".join(f"{key} {value:.1f}" for key, value in row.items()))
 
 
 if __name__ == "__main__":
