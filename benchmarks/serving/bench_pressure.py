@@ -4,9 +4,9 @@
 
 Open loop (Poisson), the tiny model, a few tokens each, the shadow on. First all of it goes to vLLM's own server: both
 must answer with the same status codes, each at as many times its own capacity. Meanwhile the resident memory of each
-server's API process (ours is the replica) and engine process is sampled once a second, and the lane's counts as often as
-status answers; beside the JSON file an SVG shows memory over time. The slope is fitted over the second half of the run,
-in MiB per thousand requests.
+server's API process (ours is the replica) and engine process is sampled once a second, and the lane's counts as often
+as status answers; beside the JSON file an SVG shows memory over time. The slope is fitted over the second half of the
+run, in MiB per thousand requests.
 """
 
 from __future__ import annotations
