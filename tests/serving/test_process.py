@@ -24,7 +24,7 @@ def answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(folder: Path, script: str, *, kill: bool = False) -> Running:
     """A shell in the place of a server, for the time of a test."""
     with running({}, folder, lambda *_: shlex.split(f"sh -c {shlex.quote(script)}")) as server:
-        wait_for(lambda: any("sleep" in each for each in process.marked_processes(server.mark)), 10)
+        wait_for(lambda: "sleep 300 " in process.marked_processes(server.mark), 10)  # the shell names it too
         if kill:
             server.stop(signal.SIGKILL)
     return server
