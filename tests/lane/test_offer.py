@@ -172,16 +172,21 @@ async def test_in_a_busy_loop_the_lane_waits_for_a_gap(monkeypatch: pytest.Monke
         assert stage.counts()["compared"] == 1
 
 
+@pytest.mark.parametrize(("max_inbox", "shed"), [(10, {}), (1, {"inbox_full": 2})], ids=["taken", "unseen"])
 @in_loop
-async def test_where_no_gap_comes_it_goes_on_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_no_gap_comes_it_goes_on_all_the_same_also_with_what_was_shed_unseen(
+    max_inbox: int, shed: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "MAX_INBOX", max_inbox)
     async with running(WatchedEngine()) as stage:
         monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
         monkeypatch.setattr(lane_module, "MAX_LATE_S", 0.02)
-        given = offers(3)
-        for each in given:
+        for each in offers(3):
             stage.lane.offer(each)
         await stage.lane.idle()
-        assert stage.counts()["compared"] == 3
+        assert stage.counts()["shed"] == shed
+        assert stage.counts()["compared"] == 3 - sum(shed.values())
+        assert len(stage.ear.accepted_ids) == 3
 
 
 @in_loop
@@ -195,19 +200,6 @@ async def test_what_is_late_is_not_taken_in_one_a_turn(monkeypatch: pytest.Monke
             stage.lane.offer(each)
         await turns(5)
         assert all(each.completed for each in given)
-
-
-@in_loop
-async def test_what_was_shed_unseen_is_told_in_its_turn_in_a_busy_loop_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "MAX_INBOX", 1)
-    async with running(WatchedEngine()) as stage:
-        monkeypatch.setattr(lane_module, "BUSY_LAP_S", 0.0)
-        monkeypatch.setattr(lane_module, "MAX_LATE_S", 0.02)
-        for each in offers(3):
-            stage.lane.offer(each)
-        await stage.lane.idle()
-        assert stage.counts()["shed"] == {"inbox_full": 2}
-        assert len(stage.ear.accepted_ids) == 3
 
 
 @in_loop

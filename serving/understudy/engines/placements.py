@@ -497,13 +497,13 @@ async def connect_challenger(
     finally:
         connecting.cancel()
         await asyncio.wait({connecting})
+    process.kill()
     why = f"it was not up within {timeout_s:g} s"
     if process.has_champion:
         engines.quarantine.put_in(late, why)
     if late != model.name:
         why += f": its engine process was loading {late}"
     log.error("challenger %s did not come up: %s", model.name, why)
-    process.kill()
     await process.gone()
     return AbsentEngine(model.name, why)
 
@@ -523,11 +523,10 @@ async def who_is_late(
         if connecting.done():
             return None
         now = process.activity()
-        is_loading = now.core is not None and now.kind == ACTIVITIES[LOADING]
-        loading = process.specs[now.core].name if is_loading and now.core is not None else awaited
-        if loading == awaited:
+        at_work = awaited if now.core is None else process.specs[now.core].name
+        if at_work == awaited or now.kind != ACTIVITIES[LOADING]:
             own_s += time.monotonic() - began_s
             if own_s >= timeout_s:
                 return awaited
         elif now.for_s >= timeout_s:
-            return loading
+            return at_work

@@ -67,5 +67,5 @@ async def watch(watches: list[Watch], clock: Callable[[], float]) -> None:
         for each in watches:
             try:
                 each.check(clock())
-            except Exception:
+            except Exception:  # logged: who stops looking at one lets all hang for ever
                 log.exception("a look at an engine process failed")
