@@ -11,7 +11,8 @@ the writer tries again every ``retry_s``. When the store works again the backlog
 never (``Flush.or_never``) is written alone and taken back where that fails: who was told that it is not made makes it
 again.
 
-No answer may fail or wait for the record, so this swallows errors as the lane's guard does. What it swallows is logged, counted in ``num_lost``, and shown by health().
+No answer may fail or wait for the record, so this swallows errors as the lane's guard does. What it swallows is logged,
+counted in ``num_lost``, and shown by health().
 """
 
 from __future__ import annotations
